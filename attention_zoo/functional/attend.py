@@ -1,0 +1,57 @@
+"""Read: the context is the weighted sum of the values; and score -> align -> read in one call."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from attention_zoo.functional.alignment import Alignment, softmax
+from attention_zoo.functional.scores import scaled_dot
+from attention_zoo.notation import Array, Bool, Float, checked
+
+IMPLEMENTATIONS = ("plain",)
+
+
+@checked
+def read(weights: Float[Array, "*#b T S"], values: Float[Array, "*#b S V"]) -> Float[Array, "*b T V"]:
+    """Context vectors, `c_t = sum_s alpha_ts v_s` (Bahdanau 2014, eq. 5).
+
+    >>> read(jnp.array([[0.25, 0.75]]), jnp.array([[4.0], [8.0]]))
+    Array([[7.]], dtype=float32)
+    """
+    return jnp.einsum("...ts,...sv->...tv", weights, values)
+
+
+@checked
+def attend(
+    queries: Float[Array, "*#b T Q"],
+    keys: Float[Array, "*#b S K"],
+    values: Float[Array, "*#b S V"],
+    mask: Bool[Array, "*#b #T S"] | None = None,
+    *,
+    score: Callable[[Array, Array], Array] = scaled_dot,
+    align: Callable[[Array, Array | None], Array] = softmax,
+    implementation: str = "plain",
+) -> tuple[Float[Array, "*b T V"], Alignment]:
+    """Attention, `c_t = sum_s align(score(q_t, k_s)) v_s`: any score with any alignment.
+
+    The default is scaled dot-product attention, `softmax(Q K^T / sqrt(D)) V` (Vaswani 2017, eq. 1).
+
+    Args:
+        queries: [..., T, Q].
+        keys: [..., S, K]; what widths may differ is the score's affair.
+        values: [..., S, V].
+        mask: True = may attend; broadcasts against [..., T, S].
+        score: `(queries, keys) -> scores [..., T, S]`, such as `scores.dot` or a closure over weights.
+        align: `(scores, mask) -> weights [..., T, S]`, such as `alignment.softmax`.
+        implementation: "plain" builds the [..., T, S] matrix.
+
+    Returns:
+        context [..., T, V] and the alignment.
+
+    Raises:
+        ValueError: the implementation is not one of `IMPLEMENTATIONS`.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attend: implementation is one of {', '.join(IMPLEMENTATIONS)}; got {implementation!r}")
+    weights = align(score(queries, keys), mask)
+    return read(weights, values), Alignment(weights)

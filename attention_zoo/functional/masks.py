@@ -1,0 +1,56 @@
+"""Masks: boolean, True = may attend; they broadcast against scores [..., T, S]."""
+
+import jax.numpy as jnp
+
+from attention_zoo.notation import Array, Bool, Int, checked
+
+
+@checked
+def within(lengths: Int[Array, "*b"], size: int) -> Bool[Array, "*b S"]:
+    """Which of `size` positions are real: True at s < length.
+
+    >>> within(jnp.array([2, 0]), 3)
+    Array([[ True,  True, False],
+           [False, False, False]], dtype=bool)
+    """
+    return jnp.arange(size) < jnp.expand_dims(lengths, -1)
+
+
+@checked
+def padding(lengths: Int[Array, "*b"], size: int) -> Bool[Array, "*b 1 S"]:
+    """Hides padding from every query: True at source positions s < length, [..., 1, S]."""
+    return within(lengths, size)[..., None, :]
+
+
+@checked
+def causal(queries: int, keys: int, offset: int | Int[Array, ""] = 0) -> Bool[Array, "T S"]:
+    """Hides the future: query t, standing at position t + offset, sees keys s <= t + offset."""
+    return jnp.arange(keys)[None, :] <= jnp.arange(queries)[:, None] + offset
+
+
+@checked
+def window(queries: int, keys: int, left: int, right: int, offset: int | Int[Array, ""] = 0) -> Bool[Array, "T S"]:
+    """Keeps a band: query t, standing at position p = t + offset, sees keys p - left <= s <= p + right."""
+    distance = jnp.arange(keys)[None, :] - jnp.arange(queries)[:, None] - offset
+    return (-left <= distance) & (distance <= right)
+
+
+@checked
+def segments(queries: Int[Array, "*#b T"], keys: Int[Array, "*#b S"]) -> Bool[Array, "*b T S"]:
+    """Isolates packed sequences: True where query and key carry the same segment number; 0 marks padding."""
+    return (queries[..., :, None] == keys[..., None, :]) & (keys[..., None, :] != 0)
+
+
+def combine(*masks: Bool[Array, "..."] | None) -> Bool[Array, "..."] | None:
+    """Allows what every mask allows; None allows everything, and so does no mask at all.
+
+    Raises:
+        TypeError: a mask is not boolean (an additive mask of 0 and -inf would be silently wrong).
+    """
+    combined = None
+    for mask in masks:
+        if mask is not None and mask.dtype != jnp.bool_:
+            raise TypeError(f"combine: masks are boolean, True = may attend; got {mask.dtype}")
+        if mask is not None:
+            combined = mask if combined is None else combined & mask
+    return combined

@@ -1,0 +1,121 @@
+"""Score: how relevant is source position s to query t? Each function gives scores [..., T, S].
+
+Leading axes of queries and keys broadcast. What a score learns comes in as arrays; `modules.attention`
+owns them. Scores that project their keys take keys that are projected already, once per sequence.
+"""
+
+import jax.numpy as jnp
+
+from attention_zoo.notation import Array, Float, checked
+
+
+@checked
+def dot(queries: Float[Array, "*#b T D"], keys: Float[Array, "*#b S D"]) -> Float[Array, "*b T S"]:
+    """Dot score, `e_ts = q_t^T k_s` (Luong 2015, eq. 8); queries and keys need equal widths.
+
+    >>> dot(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0], [5.0, 6.0]]))
+    Array([[11., 17.]], dtype=float32)
+    """
+    return jnp.einsum("...td,...sd->...ts", queries, keys)
+
+
+@checked
+def scaled_dot(queries: Float[Array, "*#b T D"], keys: Float[Array, "*#b S D"]) -> Float[Array, "*b T S"]:
+    """Scaled dot score, `e_ts = q_t^T k_s / sqrt(D)` (Vaswani 2017, eq. 1)."""
+    return dot(queries * (queries.shape[-1] ** -0.5), keys)
+
+
+@checked
+def general(
+    queries: Float[Array, "*#b T D"], keys: Float[Array, "*#b S K"], weight: Float[Array, "D K"]
+) -> Float[Array, "*b T S"]:
+    """General (bilinear) score, `e_ts = q_t^T W k_s` (Luong 2015, eq. 8).
+
+    With keys projected once, `k'_s = W k_s`, this is `dot(queries, k')`.
+    """
+    return dot(queries, jnp.einsum("...sk,dk->...sd", keys, weight))
+
+
+@checked
+def additive(
+    queries: Float[Array, "*#b T D"], keys: Float[Array, "*#b S D"], energy: Float[Array, " D"]
+) -> Float[Array, "*b T S"]:
+    """Additive score, `e_ts = v^T tanh(W q_t + U k_s)` (Bahdanau 2014, A.1.2), of projected queries and keys.
+
+    Args:
+        queries: `W q_t` (with a bias, where there is one), [..., T, D].
+        keys: `U k_s`, computed once per sequence, [..., S, D].
+        energy: `v`, [D].
+
+    Returns:
+        scores [..., T, S]; on the way a [..., T, S, D] tensor exists.
+
+    >>> additive(jnp.zeros((1, 2)), jnp.zeros((3, 2)), jnp.ones(2))
+    Array([[0., 0., 0.]], dtype=float32)
+    """
+    return jnp.tanh(queries[..., :, None, :] + keys[..., None, :, :]) @ energy
+
+
+@checked
+def normalised_energy(energy: Float[Array, " D"], gain: Float[Array, ""]) -> Float[Array, " D"]:
+    """Weight-normalised energy vector of the additive score, `g v / ||v||` (Salimans and Kingma 2016, eq. 2).
+
+    `additive(W q + b, U k, normalised_energy(v, g))` is the "normed Bahdanau" score; g starts at sqrt(1/D).
+    """
+    return gain * energy / jnp.linalg.norm(energy)
+
+
+@checked
+def concat(
+    queries: Float[Array, "*#b T Q"],
+    keys: Float[Array, "*#b S K"],
+    weight: Float[Array, "D QK"],
+    energy: Float[Array, " D"],
+) -> Float[Array, "*b T S"]:
+    """Concat score, `e_ts = v^T tanh(W [q_t; k_s])` (Luong 2015, eq. 8), written out from unprojected inputs.
+
+    `W` acts on the two halves apart, so this is `additive(W_q q, W_k k, v)`; equal to that up to rounding.
+
+    Raises:
+        ValueError: `weight` does not have as many columns as queries and keys have together.
+    """
+    width = queries.shape[-1]
+    if weight.shape[1] != width + keys.shape[-1]:
+        raise ValueError(
+            f"concat: weight has {weight.shape[1]} columns, queries and keys have {width} + {keys.shape[-1]} together"
+        )
+    projected_queries = jnp.einsum("...tq,dq->...td", queries, weight[:, :width])
+    return additive(projected_queries, jnp.einsum("...sk,dk->...sd", keys, weight[:, width:]), energy)
+
+
+@checked
+def location(queries: Float[Array, "*b T D"], weight: Float[Array, "D L"], size: int) -> Float[Array, "*b T S"]:
+    """Location score, `e_t = W q_t` (Luong 2015, eq. 9): positions are scored from the query alone.
+
+    Args:
+        queries: [..., T, D].
+        weight: one column for each of L positions, [D, L].
+        size: the number of source positions S, at most L.
+
+    Raises:
+        ValueError: the source is longer than the L positions the weight knows.
+    """
+    if size > weight.shape[1]:
+        raise ValueError(f"location: {size} source positions, but the weight knows only {weight.shape[1]}")
+    return jnp.einsum("...td,ds->...ts", queries, weight[:, :size])
+
+
+@checked
+def cosine(
+    queries: Float[Array, "*#b T D"], keys: Float[Array, "*#b S D"], sharpness: Float[Array, ""] | float = 1.0
+) -> Float[Array, "*b T S"]:
+    """Cosine score, `e_ts = beta q_t^T k_s / (||q_t|| ||k_s||)` (Graves 2014, eq. 5 and 6).
+
+    A vector of zeros has cosine zero with everything, and a zero gradient.
+    """
+    return sharpness * dot(_unit(queries), _unit(keys))
+
+
+def _unit(vectors: Array) -> Array:
+    square = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+    return jnp.where(square == 0, 0, vectors / jnp.sqrt(jnp.where(square == 0, 1, square)))
