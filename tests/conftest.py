@@ -1,0 +1,36 @@
+"""What every test stands on: the CPU, no accidental promotion of ranks, data and caches in a folder that is removed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+# Before jax and tensorflow_datasets are imported: both read the environment once. With pytest-xdist the
+# controller makes the folder and its workers, which inherit its environment, take their own folders inside.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+_SCRATCH = os.environ["ATTENTION_ZOO_TEST_SCRATCH"] if _WORKER else tempfile.mkdtemp(prefix="attention_zoo_tests_")
+os.environ["ATTENTION_ZOO_TEST_SCRATCH"] = _SCRATCH
+os.environ["TFDS_DATA_DIR"] = os.path.join(_SCRATCH, _WORKER or "main")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiling makes a property's first example slow, so no deadline; the same examples in every run.
+hypothesis.settings.register_profile("zoo", deadline=None, derandomize=True, database=None, max_examples=30)
+hypothesis.settings.load_profile("zoo")
+
+
+def pytest_unconfigure() -> None:
+    """Removes the scratch folder once, when the controller has ended."""
+    if not _WORKER:
+        shutil.rmtree(_SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Arrays of 64 bits while the test runs, for finite differences and other tight comparisons."""
+    with jax.enable_x64(True):
+        yield
