@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from attention_zoo.notation import Array, Bool, Int, checked
+from attention_zoo.notation import Array, Bool, Int, Shaped, checked
 
 
 @checked
@@ -13,7 +13,8 @@ def within(lengths: Int[Array, "*b"], size: int) -> Bool[Array, "*b S"]:
     Array([[ True,  True, False],
            [False, False, False]], dtype=bool)
     """
-    return jnp.arange(size) < jnp.expand_dims(lengths, -1)
+    positions = jnp.arange(size).reshape((1,) * lengths.ndim + (size,))
+    return positions < jnp.expand_dims(lengths, -1)
 
 
 @checked
@@ -52,5 +53,11 @@ def combine(*masks: Bool[Array, "..."] | None) -> Bool[Array, "..."] | None:
         if mask is not None and mask.dtype != jnp.bool_:
             raise TypeError(f"combine: masks are boolean, True = may attend; got {mask.dtype}")
         if mask is not None:
-            combined = mask if combined is None else combined & mask
+            combined = mask if combined is None else jnp.logical_and(*same_rank(combined, mask))
     return combined
+
+
+def same_rank(*arrays: Shaped[Array, "..."]) -> list[Shaped[Array, "..."]]:
+    """Gives arrays equal numbers of axes, by leading ones: they may then broadcast where rank promotion is refused."""
+    rank = max(array.ndim for array in arrays)
+    return [jnp.expand_dims(array, tuple(range(rank - array.ndim))) for array in arrays]

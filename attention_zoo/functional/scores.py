@@ -6,6 +6,7 @@ owns them. Scores that project their keys take keys that are projected already, 
 
 import jax.numpy as jnp
 
+from attention_zoo.functional.masks import same_rank
 from attention_zoo.notation import Array, Float, checked
 
 
@@ -53,6 +54,7 @@ def additive(
     >>> additive(jnp.zeros((1, 2)), jnp.zeros((3, 2)), jnp.ones(2))
     Array([[0., 0., 0.]], dtype=float32)
     """
+    queries, keys = same_rank(queries, keys)
     return jnp.tanh(queries[..., :, None, :] + keys[..., None, :, :]) @ energy
 
 
