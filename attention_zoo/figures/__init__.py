@@ -1,0 +1,20 @@
+"""Pictures of what a run learnt: alignment heat maps, learning curves, accuracy against source length.
+
+Each `draw_...` returns a matplotlib `Figure` and touches no global state; `save` writes it.
+"""
+
+from attention_zoo.figures.alignment import draw_alignment
+from attention_zoo.figures.canvas import FORMATS, save
+from attention_zoo.figures.curves import draw_curves, read_metrics
+from attention_zoo.figures.length import LengthBins, accuracy_by_length, draw_accuracy_by_length
+
+__all__ = [
+    "FORMATS",
+    "LengthBins",
+    "accuracy_by_length",
+    "draw_accuracy_by_length",
+    "draw_alignment",
+    "draw_curves",
+    "read_metrics",
+    "save",
+]
