@@ -1,0 +1,169 @@
+"""Translation: any model with `start` and `step`, evaluated, used, drawn and packed into an `Experiment`."""
+
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from attention_zoo.data.vocabulary import END, PAD, START
+from attention_zoo.figures import draw_alignment, save
+from attention_zoo.functional.losses import cross_entropy
+from attention_zoo.functional.search import Decoded, beam, greedy
+from attention_zoo.training.experiment import Experiment, Metrics, Prediction
+from attention_zoo.training.objectives import shifted, teacher_forcing
+from attention_zoo.training.translation_metrics import judge, metrics, text_scores, write_lengths
+
+
+@dataclass(frozen=True)
+class Translator:
+    """A model and its data, as the functions that an `Experiment` is made of; each is compiled once a batch shape.
+
+    `tokenize` is sacrebleu's tokenisation for BLEU and chrF; None where the task is not text.
+    """
+
+    model: nn.Module
+    data: Any
+    tokenize: str | None = None
+
+    @cached_property
+    def search(self) -> Callable[..., Decoded]:
+        """`search(params, source [B, S], source_lengths [B], width=1)`: the best translation of each row."""
+        return jax.jit(partial(_search, self.model, self.data.max_target), static_argnames="width")
+
+    @cached_property
+    def losses(self) -> Callable[..., jax.Array]:
+        """`losses(params, batch)`: the summed cross-entropy of each row's target, in nats, [B]."""
+        return jax.jit(partial(_losses, self.model))
+
+    def evaluate(self, params: Any, split: str = "dev", beam_size: int = 1, folder: Path | None = None) -> Metrics:
+        """The metrics of a split, searched greedily or with a beam.
+
+        With a folder, the test split's lengths.json is written there, which `compare` draws from.
+        """
+        rows, hypotheses = [], []
+        for batch in self.data.split(split):
+            decoded = self.search(params, batch["source"], batch["source_lengths"], width=beam_size)
+            rows.append(judge(batch, decoded, self.losses(params, dict(batch))))
+            if self.tokenize is not None:
+                hypotheses += [self.data.target.decode(row) for row in np.asarray(decoded.tokens)[batch["valid"]]]
+        if folder is not None and split == "test":
+            write_lengths(rows, folder)
+        found: dict[str, Any] = metrics(rows)
+        if self.tokenize is not None:
+            found |= text_scores(hypotheses, self.data.references(split), self.tokenize)
+        return found
+
+    def predict(self, params: Any, inputs: Sequence[str], beam_size: int = 1) -> Iterator[Prediction]:
+        """One `Prediction` an input, in order; its warnings name symbols never seen and inputs that were cut."""
+        for first in range(0, len(inputs), self.data.batch_size):
+            texts = inputs[first : first + self.data.batch_size]
+            batch = self.data.encode_batch(texts)
+            decoded = self.search(params, batch["source"], batch["source_lengths"], width=beam_size)
+            for row, text in enumerate(texts):
+                tokens = np.asarray(decoded.tokens[row])
+                plot = self._heat_map(batch, decoded, row)
+                yield Prediction(self.data.target.decode(tokens), self._warnings(text), plot)
+
+    def _warnings(self, text: str) -> tuple[str, ...]:
+        found, limit = [], self.data.max_source - 1
+        unknown = self.data.source.unknown(text)
+        if unknown:
+            names = ", ".join(repr(symbol) for symbol in unknown)
+            found.append(f"{text!r} has symbols that were never seen in training: {names}.")
+        length = len(self.data.source.encode(text))
+        if length > limit:
+            found.append(f"{text!r} has {length} symbols, more than the limit of {limit}; what comes after was cut off.")
+        return tuple(found)
+
+    def _heat_map(self, batch: Mapping[str, np.ndarray], decoded: Decoded, row: int) -> Callable[[Path], None] | None:
+        """Writes the row's weights as a picture, source and translation on the axes; None without attention."""
+        if decoded.alignment is None:
+            return None
+        source = np.asarray(batch["source"][row])[: int(batch["source_lengths"][row])]
+        tokens = np.asarray(decoded.tokens[row])[: int(decoded.lengths[row])]
+        weights = np.asarray(decoded.alignment.weights[row])[: len(tokens), : len(source)]
+        labels = self.data.source.tokens(source), self.data.target.tokens(tokens)
+        spans = None
+        if "spans" in batch:
+            spans = np.zeros((len(tokens), 2), np.int32)
+            spans[: batch["spans"].shape[1]] = batch["spans"][row][: len(tokens)]
+        return lambda path: save(draw_alignment(weights, *labels, spans=spans), path)
+
+    def draw(self, params: Any, folder: Path, count: int = 4) -> None:
+        """Heat maps of a few dev examples, one in Cyrillic letters among them if there is one."""
+        batch = next(iter(self.data.split("dev")))
+        decoded = self.search(params, batch["source"], batch["source_lengths"], width=1)
+        for number, row in enumerate(self._chosen(batch, count), start=1):
+            plot = self._heat_map(batch, decoded, row)
+            if plot is not None:
+                plot(folder / f"alignment_{number}.png")
+
+    def _chosen(self, batch: Mapping[str, np.ndarray], count: int) -> list[int]:
+        rows = np.flatnonzero(batch["valid"]).tolist()
+        cyrillic = [row for row in rows if _is_cyrillic(self.data.source.decode(batch["source"][row]))]
+        return (cyrillic[:1] + [row for row in rows if row not in cyrillic[:1]])[:count]
+
+
+def _is_cyrillic(text: str) -> bool:
+    return any(unicodedata.name(letter, "").startswith("CYRILLIC") for letter in text)
+
+
+def _search(model: nn.Module, max_length: int, params: Any, source: jax.Array, source_lengths: jax.Array,
+            width: int) -> Decoded:
+    def step(cache: Any, tokens: jax.Array) -> Any:
+        return model.apply({"params": params}, cache, tokens, method="step")
+
+    cache = model.apply({"params": params}, source, source_lengths, method="start")
+    start = jnp.full(source.shape[:1], START, jnp.int32)
+    if width == 1:
+        return greedy(step, cache, start, end=END, max_length=max_length, pad=PAD)
+    found = beam(step, cache, start, end=END, max_length=max_length, width=width, pad=PAD)
+    return jax.tree.map(lambda leaf: leaf[:, 0], found)
+
+
+def _losses(model: nn.Module, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+    target = batch["target"]
+    logits, _ = model.apply({"params": params}, batch["source"], batch["source_lengths"], shifted(target))
+    real = jnp.arange(target.shape[1])[None] < batch["target_lengths"][:, None]
+    return jax.vmap(lambda *row: cross_entropy(*row) * row[-1].sum())(logits, target, real)
+
+
+def translation(
+    name: str,
+    model: nn.Module,
+    data: Any,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    tokenize: str | None = None,
+    label_smoothing: float = 0.0,
+    best_metric: str = "exact_match",
+    **settings: Any,
+) -> Experiment:
+    """An `Experiment` that trains `model` to translate by teacher forcing and judges it by what it writes itself.
+
+    Args:
+        model: a Linen module with `__call__`, `start` and `step` as `models.seq2seq.Seq2Seq` has them.
+        data: a `data.TextData`.
+        tokenize: sacrebleu's tokenisation, to score BLEU and chrF too; None where the task is not text.
+        label_smoothing: what the loss gives to the whole vocabulary, in [0, 1).
+        settings: further fields of `Experiment`: seed, evaluate_every, checkpoint_every, patience, ...
+    """
+    translator = Translator(model, data, tokenize)
+
+    def init(key: jax.Array, batch: Mapping[str, np.ndarray]) -> Any:
+        return model.init(key, batch["source"], batch["source_lengths"], shifted(batch["target"]))["params"]
+
+    return Experiment(
+        name=name, data=data, init=init, objective=teacher_forcing(model, label_smoothing), optimizer=optimizer,
+        evaluate=translator.evaluate, best_metric=best_metric, predict=translator.predict, draw=translator.draw,
+        steps=steps, batch_size=data.batch_size, **settings,
+    )
