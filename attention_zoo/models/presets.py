@@ -1,0 +1,76 @@
+"""The papers' models by name: a table of `Seq2Seq` fields."""
+
+from typing import Any
+
+from attention_zoo.models.seq2seq import Seq2Seq
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # RNNsearch, Bahdanau 2014, A.2: 1000 GRU units in each direction, 620-wide embeddings, 30,000 + unknown words,
+    # 1000 alignment units, maxout of 500. (The GRU resets after its recurrent product; see `gru_cell`.)
+    "bahdanau_2014": {
+        "source_vocabulary": 30_001,
+        "target_vocabulary": 30_001,
+        "embedding": 620,
+        "encoder_units": 1000,
+        "decoder_units": 1000,
+        "cell": "gru",
+        "attention": "bahdanau",
+        "score": "additive",
+        "bridge": "backward",
+    },
+    # Luong 2015, section 4: 4 layers of 1000 LSTM units, 50,000 words, input feeding, dropout 0.2; the global
+    # attention with the general score.
+    "luong_2015": {
+        "source_vocabulary": 50_000,
+        "target_vocabulary": 50_000,
+        "embedding": 1000,
+        "encoder_units": 1000,
+        "encoder_layers": 4,
+        "decoder_units": 1000,
+        "decoder_layers": 4,
+        "cell": "lstm",
+        "bidirectional": False,
+        "attention": "luong",
+        "score": "general",
+        "input_feeding": True,
+        "bridge": "copy",
+        "dropout": 0.2,
+    },
+    # JoeyNMT's model for its reverse task (configs/rnn_reverse.yaml): LSTM 64, embeddings 16, 50 integers and four
+    # special tokens.
+    "joeynmt_reverse": {
+        "source_vocabulary": 54,
+        "target_vocabulary": 54,
+        "embedding": 16,
+        "encoder_units": 64,
+        "decoder_units": 64,
+        "attention": "luong",
+        "score": "general",
+        "input_feeding": True,
+        "dropout": 0.1,
+    },
+    # The translator that `python -m benchmarks seq2seq` times.
+    "translator": {
+        "source_vocabulary": 8000,
+        "target_vocabulary": 8000,
+        "embedding": 256,
+        "encoder_units": 512,
+        "decoder_units": 512,
+        "attention": "bahdanau",
+        "score": "additive",
+    },
+}
+
+
+def seq2seq(preset: str, **fields: Any) -> Seq2Seq:
+    """The encoder-decoder of a paper by name, with any field replaced.
+
+    Raises:
+        ValueError: no preset has that name.
+
+    >>> seq2seq("luong_2015", score="dot").decoder_layers
+    4
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset is one of {', '.join(PRESETS)}; got {preset!r}")
+    return Seq2Seq(**{**PRESETS[preset], **fields})

@@ -1,0 +1,208 @@
+"""The recurrent encoder-decoder: from the fixed context vector to attention, in one model."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+from attention_zoo.functional.alignment import Alignment
+from attention_zoo.functional.masks import within
+from attention_zoo.functional.recurrent import State
+from attention_zoo.modules.attention import Additive, Attention, Concat, Cosine, Dot, General, Location, Memory, ScaledDot
+from attention_zoo.modules.decoder import DecoderState, RecurrentDecoder
+from attention_zoo.modules.dense import Dense
+from attention_zoo.modules.embedding import Embedding, OneHotEmbedding
+from attention_zoo.modules.recurrent import CELLS, RecurrentEncoder
+from attention_zoo.notation import Bool, Float, Int, checked
+
+ATTENTIONS = ("none", "context", "bahdanau", "luong")
+BRIDGES = ("dense", "backward", "copy")
+
+
+class Cache(NamedTuple):
+    """What decoding carries; all leaves lead with the batch axis.
+
+    memory: what attention remembers of the source. context: the fixed context [B, V]. decoder: its state. Each
+    is None where the model has none.
+    """
+
+    memory: Memory | None
+    context: jax.Array | None
+    decoder: DecoderState
+
+
+class Seq2Seq(nn.Module):
+    """Recurrent encoder-decoder (Sutskever 2014; Cho 2014; Bahdanau 2014; Luong 2015).
+
+    attention: how the decoder sees the source.
+        "none": its first state comes from the encoder's last, and nothing else (Sutskever 2014).
+        "context": the encoder's last state, the fixed context, enters every step too (Cho 2014).
+        "bahdanau": the previous state asks, the context enters the cell; deep output.
+        "luong": the new state asks; attentional vectors, with input feeding or without.
+    score: a name of `SCORES`. input_feeding: Luong's, on or off.
+    bridge: the decoder's first state. "dense": `tanh(W h)` of the encoder's last state; "backward": the same of
+        its backward direction alone (Bahdanau A.2.2); "copy": layer by layer, for equal sizes (Luong).
+    encoder_units: of each direction. positions: the longest source, for the location score alone.
+    one_hot: tokens enter as one-hot vectors instead of learned embeddings. tied: the output layer is the target
+        embedding. dropout: on embeddings, between layers and on the features.
+
+    Raises:
+        ValueError: a field is not one of its names, or sizes do not fit together; the message says which.
+    """
+
+    source_vocabulary: int
+    target_vocabulary: int
+    embedding: int = 256
+    encoder_units: int = 256
+    encoder_layers: int = 1
+    decoder_units: int = 512
+    decoder_layers: int = 1
+    cell: str = "lstm"
+    bidirectional: bool = True
+    attention: str = "bahdanau"
+    score: str = "additive"
+    input_feeding: bool = True
+    bridge: str = "dense"
+    positions: int = 64
+    one_hot: bool = False
+    tied: bool = False
+    dropout: float = 0.0
+    dtype: Dtype | None = None
+
+    def setup(self) -> None:
+        _check(self)
+        self.source_embedding = self._embedding(self.source_vocabulary)
+        self.target_embedding = self._embedding(self.target_vocabulary)
+        self.encoder = RecurrentEncoder(
+            self.encoder_units,
+            self.encoder_layers,
+            self.cell,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+            dtype=self.dtype,
+        )
+        self.decoder = RecurrentDecoder(
+            self.decoder_units,
+            Attention(SCORES[self.score](self)) if self.attention in ("bahdanau", "luong") else None,
+            self.decoder_layers,
+            self.cell,
+            query="previous" if self.attention == "bahdanau" else "current",
+            input_feeding=self.attention == "luong" and self.input_feeding,
+            dropout=self.dropout,
+            dtype=self.dtype,
+        )
+        if self.bridge != "copy":
+            width = self.decoder_units * len(CELLS[self.cell][1]._fields)
+            self.bridges = [Dense(width, dtype=self.dtype) for _ in range(self.decoder_layers)]
+        if self.tied:
+            self.to_embedding = Dense(self.embedding, use_bias=False, dtype=self.dtype)
+        else:
+            self.output = Dense(self.target_vocabulary, dtype=self.dtype)
+        self.drop = nn.Dropout(self.dropout)
+
+    @checked
+    def __call__(
+        self,
+        source: Int[jax.Array, "B S"],
+        source_lengths: Int[jax.Array, "B"],
+        target_inputs: Int[jax.Array, "B T"],
+        deterministic: bool = True,
+    ) -> tuple[Float[jax.Array, "B T N"], Alignment | None]:
+        """Teacher forcing: the logits of every target step, given the tokens before it.
+
+        Args:
+            source: tokens [B, S]; source_lengths: how many are real, [B].
+            target_inputs: the target shifted right, [B, T]; its padding may hold anything.
+
+        Returns:
+            logits [B, T, N] and the alignment [B, T, S], None without attention.
+        """
+        cache = self.start(source, source_lengths, deterministic)
+        logits, _, alignment = self.extend(cache, target_inputs, deterministic)
+        return logits, alignment
+
+    def start(self, source: jax.Array, source_lengths: jax.Array, deterministic: bool = True) -> Cache:
+        """Reads the sources once: the cache before the first target token."""
+        embedded = self.drop(self.source_embedding(source), deterministic=deterministic)
+        annotations, finals = self.encoder(embedded, source_lengths, deterministic)
+        memory = None
+        if self.decoder.attention is not None:
+            memory = self.decoder.attention.remember(annotations, within(source_lengths, source.shape[-1]))
+        context = finals[-1].hidden if self.attention == "context" else None
+        return Cache(memory, context, self.decoder.start(self._first_states(finals), memory))
+
+    def extend(
+        self, cache: Cache, tokens: jax.Array, deterministic: bool = True
+    ) -> tuple[jax.Array, Cache, Alignment | None]:
+        """Takes the next tokens [B, T], any number of them: logits [B, T, N], the new cache, the alignment."""
+        inputs = self.drop(self.target_embedding(tokens), deterministic=deterministic)
+        if cache.context is not None:
+            fixed = jnp.broadcast_to(cache.context[:, None], (*tokens.shape, cache.context.shape[-1]))
+            inputs = jnp.concatenate([inputs, fixed], -1)
+        features, decoder, alignment = self.decoder(inputs, cache.memory, cache.decoder, deterministic)
+        features = self.drop(features, deterministic=deterministic)
+        return self._logits(features), cache._replace(decoder=decoder), alignment
+
+    def step(self, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache, Alignment | None]:
+        """Takes one token a row, [B]: logits [B, N], the new cache, the alignment [B, S]; for `functional.search`."""
+        logits, cache, alignment = self.extend(cache, tokens[:, None])
+        return logits[:, 0], cache, jax.tree.map(lambda steps: steps[:, 0], alignment)
+
+    def _embedding(self, vocabulary: int) -> nn.Module:
+        if self.one_hot:
+            return OneHotEmbedding(vocabulary, dtype=self.dtype)
+        return Embedding(vocabulary, self.embedding, dtype=self.dtype)
+
+    def _first_states(self, finals: tuple[State, ...]) -> tuple[State, ...]:
+        if self.bridge == "copy":
+            return finals
+        last = finals[-1].hidden
+        source = last[..., self.encoder_units :] if self.bridge == "backward" else last
+        kind = type(finals[-1])
+        return tuple(kind(*jnp.split(jnp.tanh(bridge(source)), len(kind._fields), -1)) for bridge in self.bridges)
+
+    def _logits(self, features: jax.Array) -> jax.Array:
+        if self.tied:
+            return self.target_embedding.attend(self.to_embedding(features))
+        return self.output(features)
+
+
+SCORES = {
+    "additive": lambda model: Additive(model.decoder_units, dtype=model.dtype),
+    "additive_normalised": lambda model: Additive(model.decoder_units, normalised=True, dtype=model.dtype),
+    "concat": lambda model: Concat(model.decoder_units, dtype=model.dtype),
+    "general": lambda model: General(model.decoder_units, dtype=model.dtype),
+    "dot": lambda model: Dot(),
+    "scaled_dot": lambda model: ScaledDot(),
+    "cosine": lambda model: Cosine(_annotation_width(model), dtype=model.dtype),
+    "location": lambda model: Location(model.positions, dtype=model.dtype),
+}
+
+
+def _annotation_width(model: Seq2Seq) -> int:
+    return model.encoder_units * (2 if model.bidirectional else 1)
+
+
+def _check(model: Seq2Seq) -> None:
+    """Refuses fields that do not fit together, before any shape does."""
+    choices = {"attention": ATTENTIONS, "score": tuple(SCORES), "bridge": BRIDGES, "cell": tuple(CELLS)}
+    for field, names in choices.items():
+        if getattr(model, field) not in names:
+            raise ValueError(f"{field} is one of {', '.join(names)}; got {getattr(model, field)!r}")
+    width = _annotation_width(model)
+    attends = model.attention in ("bahdanau", "luong")
+    if attends and model.score in ("dot", "scaled_dot") and width != model.decoder_units:
+        raise ValueError(
+            f"score {model.score!r} needs annotations as wide as the decoder; got {width} and {model.decoder_units}"
+        )
+    if model.bridge == "copy" and (width, model.encoder_layers) != (model.decoder_units, model.decoder_layers):
+        raise ValueError(
+            f"bridge 'copy' needs equal sizes; got {model.encoder_layers} encoder layers of {width} and "
+            f"{model.decoder_layers} decoder layers of {model.decoder_units}"
+        )
+    if model.bridge == "backward" and not model.bidirectional:
+        raise ValueError("bridge 'backward' needs a bidirectional encoder")
+    if model.tied and model.one_hot:
+        raise ValueError("tied output needs learned embeddings; one_hot has none")

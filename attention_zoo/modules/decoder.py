@@ -1,0 +1,161 @@
+"""The recurrent decoder, with attention or without; when the query is taken is explicit."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+from attention_zoo.functional.alignment import Alignment
+from attention_zoo.functional.recurrent import State
+from attention_zoo.modules.attention import Attention, Memory
+from attention_zoo.modules.dense import Dense
+from attention_zoo.modules.recurrent import CELLS, RecurrentLayer
+
+QUERIES = ("previous", "current")
+
+
+class DecoderState(NamedTuple):
+    """What a decoder carries from step to step; all leaves lead with the batch axis.
+
+    layers: the recurrent state of each layer. fed: the attentional vector [B, D] for the next step, None without
+    input feeding. attention: the mechanism's own state, None where it has none.
+    """
+
+    layers: tuple[State, ...]
+    fed: jax.Array | None
+    attention: Any
+
+
+class RecurrentDecoder(nn.Module):
+    """A stack of recurrent layers that attends to a memory while it writes.
+
+    With query "previous" (Bahdanau 2014, A.2.2) the state before the step asks, `c_t = attend(s_{t-1})`, the
+    context enters the cell, `s_t = cell([y_{t-1}; c_t], s_{t-1})`, and the features are the deep output
+    `max over pairs of U s_{t-1} + V y_{t-1} + C c_t`. With "current" (Luong 2015, section 3) the new state asks,
+    `c_t = attend(h_t)`, and the features are the attentional vectors `a_t = tanh(W [c_t; h_t])` (eq. 5), which
+    input feeding (section 3.3) hands to the cell of the next step. Without input feeding nothing attended enters
+    the recurrence: the layers run first and attention then answers all steps at once.
+
+    units: D. attention: None for a decoder that knows the source from its first state and its inputs alone; its
+    features are the top layer's states. query: "previous" or "current". dropout: on the inputs of every layer but
+    the first. Feature width: D, or D / 2 with "previous" (the paper has 1000 and 500).
+
+    Raises:
+        ValueError: an unknown query, or input feeding where the context enters the cell anyway.
+    """
+
+    units: int
+    attention: Attention | None = None
+    layers: int = 1
+    cell: str = "lstm"
+    query: str = "current"
+    input_feeding: bool = False
+    dropout: float = 0.0
+    dtype: Dtype | None = None
+
+    def setup(self) -> None:
+        if self.query not in QUERIES:
+            raise ValueError(f"query is one of {', '.join(QUERIES)}; got {self.query!r}")
+        if self.input_feeding and (self.attention is None or self.query == "previous"):
+            raise ValueError("input feeding hands on attentional vectors: it needs attention with query 'current'")
+        self.stack = [RecurrentLayer(self.units, self.cell, dtype=self.dtype) for _ in range(self.layers)]
+        self.drop = nn.Dropout(self.dropout)
+        if self.attention is not None:
+            # What is attended to enters the first layer beside its input, through a matrix of its own.
+            self.enter = Dense(CELLS[self.cell][2] * self.units, use_bias=False, dtype=self.dtype)
+            self.combine = Dense(self.units, use_bias=self.query == "previous", dtype=self.dtype)
+
+    def start(self, layers: tuple[State, ...], memory: Memory | None) -> DecoderState:
+        """The state before the first step, from the first state of each layer."""
+        fed = jnp.zeros_like(layers[-1].hidden) if self.input_feeding else None
+        return DecoderState(layers, fed, None if self.attention is None else self.attention.start(memory))
+
+    def __call__(
+        self, inputs: jax.Array, memory: Memory | None, state: DecoderState, deterministic: bool = True
+    ) -> tuple[jax.Array, DecoderState, Alignment | None]:
+        """Takes T more steps.
+
+        Args:
+            inputs: embedded previous tokens, [B, T, E].
+            memory: what `attention.remember` gave; None without attention.
+            state: from `start` or from the last call.
+
+        Returns:
+            features [B, T, ...], the state after the last step, and the alignment [B, T, S].
+        """
+        if self.attention is None:
+            hidden, layers = self._run(inputs, state.layers, deterministic)
+            return hidden, state._replace(layers=layers), None
+        if self.query == "current" and not self.input_feeding:
+            hidden, layers = self._run(inputs, state.layers, deterministic)
+            context, alignment, attention = self.attention(hidden, memory, state.attention)
+            return self._attentional(context, hidden), DecoderState(layers, None, attention), alignment
+        return self._loop(inputs, memory, state, deterministic)
+
+    def _run(
+        self, inputs: jax.Array, states: tuple[State, ...], deterministic: bool
+    ) -> tuple[jax.Array, tuple[State, ...]]:
+        outputs, finals = jnp.moveaxis(inputs, -2, 0), []
+        for number, (layer, state) in enumerate(zip(self.stack, states, strict=True)):
+            dropped = self.drop(outputs, deterministic=deterministic) if number else outputs
+            outputs, final = layer.run(layer.project(dropped), state)
+            finals.append(final)
+        return jnp.moveaxis(outputs, 0, -2), tuple(finals)
+
+    def _loop(
+        self, inputs: jax.Array, memory: Memory | None, state: DecoderState, deterministic: bool
+    ) -> tuple[jax.Array, DecoderState, Alignment]:
+        projected = self.stack[0].project(jnp.moveaxis(inputs, -2, 0))
+        one = _previous if self.query == "previous" else _current
+        scan = nn.scan(
+            lambda module, state, projected: one(module, state, projected, memory, deterministic),
+            variable_broadcast="params",
+            split_rngs={"params": False, "dropout": True},
+        )
+        state, (steps, alignment) = scan(self, state, projected)
+        features, *context = jax.tree.map(lambda step: jnp.moveaxis(step, 0, -2), steps)
+        if self.query == "previous":
+            features = self._deep(features, inputs, *context)
+        # Each step attended with one query: [T, B, 1, ...] to [B, T, ...].
+        return features, state, jax.tree.map(lambda step: jnp.moveaxis(step[:, :, 0], 0, 1), alignment)
+
+    def advance(self, projected: jax.Array, states: tuple[State, ...], deterministic: bool) -> tuple[State, ...]:
+        """One step of all layers, from the projected input of the first."""
+        finals = [self.stack[0].step(projected, states[0])]
+        for layer, state in zip(self.stack[1:], states[1:], strict=True):
+            dropped = self.drop(finals[-1].hidden, deterministic=deterministic)
+            finals.append(layer.step(layer.project(dropped), state))
+        return tuple(finals)
+
+    def _attentional(self, context: jax.Array, hidden: jax.Array) -> jax.Array:
+        return jnp.tanh(self.combine(jnp.concatenate([context, hidden], -1)))
+
+    def _deep(self, before: jax.Array, inputs: jax.Array, context: jax.Array) -> jax.Array:
+        pairs = self.combine(jnp.concatenate([before, inputs, context], -1))
+        return pairs.reshape(*pairs.shape[:-1], -1, 2).max(-1)
+
+
+def _attend_once(
+    module: RecurrentDecoder, query: jax.Array, memory: Memory | None, state: Any
+) -> tuple[jax.Array, Alignment, Any]:
+    context, alignment, state = module.attention(query[..., None, :], memory, state)
+    return context[..., 0, :], alignment, state
+
+
+def _previous(module, state, projected, memory, deterministic):  # type: ignore[no-untyped-def]
+    """Bahdanau's step: s_{t-1} asks, the context enters the cell."""
+    before = state.layers[-1].hidden
+    context, alignment, attention = _attend_once(module, before, memory, state.attention)
+    layers = module.advance(projected + module.enter(context), state.layers, deterministic)
+    return DecoderState(layers, None, attention), ((before, context), alignment)
+
+
+def _current(module, state, projected, memory, deterministic):  # type: ignore[no-untyped-def]
+    """Luong's step with input feeding: the last attentional vector enters the cell, h_t asks."""
+    layers = module.advance(projected + module.enter(state.fed), state.layers, deterministic)
+    hidden = layers[-1].hidden
+    context, alignment, attention = _attend_once(module, hidden, memory, state.attention)
+    fed = module._attentional(context, hidden)
+    return DecoderState(layers, fed, attention), ((fed,), alignment)

@@ -1,0 +1,124 @@
+"""Recurrent layers as modules, and stacked uni- and bidirectional encoders."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+from attention_zoo.functional.recurrent import Cell, GRUState, LSTMState, State, gru_cell, lstm_cell, recur
+from attention_zoo.modules.dense import Dense
+from attention_zoo.notation import Array, Float, Int, checked
+
+CELLS: dict[str, tuple[Cell, type[State], int]] = {
+    "lstm": (lstm_cell, LSTMState, 4),
+    "gru": (gru_cell, GRUState, 3),
+}
+
+
+class RecurrentLayer(nn.Module):
+    """One LSTM or GRU layer; its three methods are the layer in parts, for decoders.
+
+    units: D. cell: "lstm" or "gru". reverse: read from the last real step to the first. An LSTM's forget gate
+    starts with bias 1 (Jozefowicz 2015).
+    """
+
+    units: int
+    cell: str = "lstm"
+    reverse: bool = False
+    dtype: Dtype | None = None
+
+    def setup(self) -> None:
+        if self.cell not in CELLS:
+            raise ValueError(f"cell is one of {', '.join(CELLS)}; got {self.cell!r}")
+        gates = CELLS[self.cell][2] * self.units
+        self.input = Dense(gates, use_bias=False, dtype=self.dtype)
+        self.recurrent = self.param("recurrent", nn.initializers.orthogonal(), (self.units, gates))
+        self.bias = self.param("bias", partial(_gate_bias, self.cell), (gates,))
+        if self.cell == "gru":
+            self.recurrent_bias = self.param("recurrent_bias", nn.initializers.zeros, (gates,))
+
+    def project(self, inputs: jax.Array) -> jax.Array:
+        """`W x + b` for any number of steps, [..., G]."""
+        projected = self.input(inputs)
+        return projected + self.bias.astype(projected.dtype)
+
+    def step(self, projected: jax.Array, state: State) -> State:
+        """One step from a projected input [..., G]."""
+        kernel, bias = self._recurrent(projected.dtype)
+        recurrent = state.hidden @ kernel
+        return CELLS[self.cell][0](projected, recurrent if bias is None else recurrent + bias, state)
+
+    def run(self, projected: jax.Array, state: State, lengths: jax.Array | None = None) -> tuple[jax.Array, State]:
+        """All steps from projected inputs, time first: outputs [S, ..., D] and the last state."""
+        kernel, bias = self._recurrent(projected.dtype)
+        cell = CELLS[self.cell][0]
+        return recur(cell, projected, kernel, bias, state, lengths, reverse=self.reverse)
+
+    def __call__(self, inputs: jax.Array, lengths: jax.Array | None = None) -> tuple[jax.Array, State]:
+        """Inputs [S, ..., I], time first, from a state of zeros: outputs [S, ..., D] and the last state."""
+        projected = self.project(inputs)
+        return self.run(projected, self.zeros(projected.shape[1:-1], projected.dtype), lengths)
+
+    def zeros(self, batch: tuple[int, ...], dtype: Dtype = jnp.float32) -> State:
+        """The state of zeros for leading axes `batch`."""
+        kind = CELLS[self.cell][1]
+        return kind(*[jnp.zeros((*batch, self.units), dtype)] * len(kind._fields))
+
+    def _recurrent(self, dtype: Dtype) -> tuple[jax.Array, jax.Array | None]:
+        bias = self.recurrent_bias.astype(dtype) if self.cell == "gru" else None
+        return self.recurrent.astype(dtype), bias
+
+
+class RecurrentEncoder(nn.Module):
+    """A stack of recurrent layers over the source, uni- or bidirectional (Schuster 1997; Bahdanau 2014, 3.2).
+
+    units: D, of each direction. layers: how many. dropout: on the inputs of every layer but the first.
+    residual: add a layer's input to its output where the widths agree.
+    """
+
+    units: int
+    layers: int = 1
+    cell: str = "lstm"
+    bidirectional: bool = True
+    dropout: float = 0.0
+    residual: bool = False
+    dtype: Dtype | None = None
+
+    def setup(self) -> None:
+        make = partial(RecurrentLayer, self.units, self.cell, dtype=self.dtype)
+        self.forward_layers = [make() for _ in range(self.layers)]
+        self.backward_layers = [make(reverse=True) for _ in range(self.layers)] if self.bidirectional else []
+        self.drop = nn.Dropout(self.dropout)
+
+    @checked
+    def __call__(
+        self, inputs: Float[Array, "*b S I"], lengths: Int[Array, "*b"], deterministic: bool = True
+    ) -> tuple[Float[Array, "*b S V"], tuple[State, ...]]:
+        """Reads sources of the given lengths.
+
+        Returns:
+            annotations [..., S, V], V = 2D when bidirectional (forward state first), zeros in padding; and the
+            last state of each layer, both directions joined in the same way.
+        """
+        outputs, finals = jnp.moveaxis(inputs, -2, 0), []
+        for number in range(self.layers):
+            before = self.drop(outputs, deterministic=deterministic) if number else outputs
+            outputs, final = self._layer(number, before, lengths)
+            if self.residual and outputs.shape == before.shape:
+                outputs = outputs + before
+            finals.append(final)
+        return jnp.moveaxis(outputs, 0, -2), tuple(finals)
+
+    def _layer(self, number: int, inputs: jax.Array, lengths: jax.Array) -> tuple[jax.Array, State]:
+        read = self.forward_layers[number](inputs, lengths)
+        if not self.bidirectional:
+            return read
+        return jax.tree.map(lambda *both: jnp.concatenate(both, -1), read, self.backward_layers[number](inputs, lengths))
+
+
+def _gate_bias(cell: str, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    bias = jnp.zeros(shape)
+    quarter = shape[0] // 4
+    return bias.at[quarter : 2 * quarter].set(1) if cell == "lstm" else bias
