@@ -1,9 +1,10 @@
 """Making an empty figure and writing a finished one, without pyplot's global state."""
 
 import os
-import tempfile
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -18,6 +19,12 @@ def blank(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def legend(axes: Axes, **options: Any) -> None:
+    """Names every line; matplotlib by itself leaves out names that start with an underscore."""
+    names = [str(line.get_label()) for line in axes.lines]
+    axes.legend(axes.lines, names, frameon=False, **options)
 
 
 def save(figure: Figure, path: str | Path, dots_per_inch: int = 150) -> Path:
@@ -42,18 +49,9 @@ def save(figure: Figure, path: str | Path, dots_per_inch: int = 150) -> Path:
 
 
 def _replace(figure: Figure, path: Path, dots_per_inch: int) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
         figure.savefig(temporary, dpi=dots_per_inch, format=path.suffix[1:].lower(), bbox_inches="tight")
-        # mkstemp makes private files; a figure is as readable as any file its user makes.
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
+        temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attention_zoo.figures.canvas import COLOURS, QUIET, blank
+from attention_zoo.figures.canvas import COLOURS, QUIET, blank, legend
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 FILE = "metrics.jsonl"
@@ -137,7 +137,7 @@ def _panel(axes: Axes, metric: str, names: list[str], runs: Mapping[str, Series]
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=QUIET)
-    axes.legend(fontsize=8, frameon=False)
+    legend(axes, fontsize=8)
 
 
 def _mark(series: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attention_zoo.figures.canvas import COLOURS, QUIET, blank
+from attention_zoo.figures.canvas import COLOURS, QUIET, blank, legend
 from attention_zoo.notation import Array, Bool, Int, checked
 
 Z95 = 1.959964  # the normal quantile of a two-sided 95 % interval
@@ -91,7 +91,7 @@ def draw_accuracy_by_length(
         _line(axes, name, binned, colour)
     _name_bins(axes, list(found.values()))
     axes.set(ylim=(-0.03, 1.03), ylabel=measure)
-    axes.legend(loc="lower left", frameon=False)
+    legend(axes, loc="lower left")
     return figure
 
 
