@@ -1,0 +1,16 @@
+"""Optimisation: one `fit` for every model, which it knows only as functions."""
+
+from attention_zoo.training.checkpoint import load_parameters
+from attention_zoo.training.errors import Interrupted, UserError
+from attention_zoo.training.experiment import Batch, Data, Experiment, Metrics, Prediction
+from attention_zoo.training.loop import fit
+from attention_zoo.training.objectives import shifted, teacher_forcing
+from attention_zoo.training.optimizers import learning_rate_schedule, optimizer
+from attention_zoo.training.sharding import make_mesh, shard_batch
+from attention_zoo.training.step import TrainState, initial_state, train_step
+
+__all__ = [
+    "Batch", "Data", "Experiment", "Interrupted", "Metrics", "Prediction", "TrainState", "UserError", "fit",
+    "initial_state", "learning_rate_schedule", "load_parameters", "make_mesh", "optimizer", "shard_batch", "shifted",
+    "teacher_forcing", "train_step",
+]

@@ -1,0 +1,251 @@
+"""`fit`: one loop for every model, from the first compilation to summary.json."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from attention_zoo.training import machine
+from attention_zoo.training.checkpoint import Checkpoints, Progress
+from attention_zoo.training.errors import Interrupted, UserError
+from attention_zoo.training.experiment import Experiment
+from attention_zoo.training.reporting import Meter, Reporter, say, write_whole
+from attention_zoo.training.sharding import check_batch_size, make_mesh, on_one_device, shard_batch
+from attention_zoo.training.step import Steps, evaluation_parameters
+from attention_zoo.training.stopping import StopRequest
+
+SUMMARY = "summary.json"
+
+
+def fit(experiment: Experiment, workdir: Path | str, *, log_every: int = 50) -> dict[str, Any]:
+    """Trains an experiment over all visible devices, keeps the best checkpoint and judges it by the test split.
+
+    A work folder that holds checkpoints is gone on with, one that holds summary.json is finished. Every process
+    evaluates on a device of its own; the first one writes.
+
+    Args:
+        workdir: gets checkpoints/, metrics.jsonl, TensorBoard events, figures/ and, last, summary.json.
+        log_every: steps whose mean metrics make one line of metrics.jsonl.
+
+    Returns:
+        what summary.json holds: experiment, metrics (of the test split), steps, seconds (of the whole run, all starts
+        together), seconds_to_first_step (from the start of the process), examples_per_second (while training),
+        parameters, device, versions, seed.
+
+    Raises:
+        UserError: the work folder cannot be written, its checkpoints cannot be used, the batch size does not fit
+            the devices, or the parameters are no longer finite.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    workdir = Path(workdir)
+    if (workdir / SUMMARY).exists():
+        say(f"The run in {workdir} is finished: {workdir / SUMMARY}")
+        return json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
+    first = jax.process_index() == 0
+    mesh = make_mesh()
+    check_batch_size(experiment.batch_size, mesh)
+    make_writable(workdir)
+    if first:
+        experiment.data.save(workdir)
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir))
+        reporter = stack.enter_context(Reporter(workdir, experiment.name, experiment.steps, silent=not first))
+        run = Run(experiment, checkpoints, reporter, Steps(experiment, mesh))
+        run.prepare()
+        with StopRequest() as stop:  # Before and after it everything is saved, and Ctrl-C may end the run at once.
+            run.train(stop, log_every)
+        return run.finish(workdir)
+
+
+def make_writable(workdir: Path) -> None:
+    """Makes the work folder, or refuses it.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".writable-{jax.process_index()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to the work folder {workdir}: {error.strerror}") from error
+
+
+class Run:
+    """One start of a run: what changes from step to step, and what is done with it."""
+
+    def __init__(self, experiment: Experiment, checkpoints: Checkpoints, reporter: Reporter, steps: Steps) -> None:
+        self.experiment, self.checkpoints, self.reporter, self.steps = experiment, checkpoints, reporter, steps
+        self.meter, self.progress = Meter(), Progress()
+        self.saved = 0
+        self.began = self.mark = time.monotonic()
+        self.iterator: Any = iter(
+            experiment.data.train(experiment.seed, jax.process_index(), jax.process_count())
+        )
+
+    def prepare(self) -> None:
+        """Compiles the step for every shape while the state is restored or made and the first batch is read."""
+        found = self.checkpoints.restore(self.steps.state_shapes, self.iterator, self.reporter.tell)
+        shapes = list(self.experiment.data.shapes())
+        with ThreadPoolExecutor(len(shapes)) as threads:
+            compiling = [threads.submit(self.steps.compile, shape) for shape in shapes]
+            self.state, self.progress = found or (self.steps.initial(), self.progress)
+            self.batch = self._next_batch()
+            for result in compiling:
+                result.result()
+        self.saved = self.progress.step
+        self.reporter.start(self.saved)
+        if found:
+            self.reporter.tell(f"Going on after step {self.saved}.")
+
+    def train(self, stop: StopRequest, log_every: int) -> None:
+        """Steps until all are done, patience is at its end or a stop is asked for."""
+        experiment, progress = self.experiment, self.progress
+        while progress.step < experiment.steps and not self._out_of_patience():
+            self._stop_if_asked(stop, together=progress.step % log_every == 0)
+            self._advance()
+            if progress.step % log_every == 0:
+                self._report()
+            score = None
+            if progress.step % experiment.evaluate_every == 0 or progress.step == experiment.steps:
+                score = self._evaluate()
+            if score is not None or progress.step % experiment.checkpoint_every == 0:
+                self._save(score)
+        self._stop_if_asked(stop, together=True)
+
+    def finish(self, workdir: Path) -> dict[str, Any]:
+        """Judges the best checkpoint by the test split, draws figures, writes summary.json and gives it back."""
+        self.checkpoints.wait()
+        best = self.checkpoints.parameters(evaluation_parameters(self.steps.state_shapes), self.reporter.tell)
+        params = on_one_device(best, self.steps.mesh)
+        metrics = dict(self.experiment.evaluate(params, "test"))
+        self.reporter.evaluated(self.progress.step, "test", metrics)
+        summary = self._summary(metrics)
+        if jax.process_index() == 0:
+            (workdir / "figures").mkdir(exist_ok=True)
+            self.experiment.draw(params, workdir / "figures")
+            summary["seconds"] = round(self._seconds(), 2)
+            write_whole(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def _next_batch(self) -> dict[str, jax.Array]:
+        return shard_batch(next(self.iterator), self.steps.mesh)
+
+    def _advance(self) -> None:
+        """One step. The batch after it is read while the devices work on it."""
+        batch = self.batch if self.batch is not None else self._next_batch()
+        self.batch = None
+        self.state, metrics = self.steps(self.state, batch)
+        self.progress.step += 1
+        self.meter.add(metrics)
+        self.reporter.advance(self.progress.step)
+        if self.progress.step == self.saved + 1 and self.mark == self.began:
+            self._first_step_done()
+        else:
+            self.progress.examples += len(jax.tree.leaves(batch)[0])
+
+    def _first_step_done(self) -> None:
+        """Starts the clock of the training speed after a start's first step."""
+        jax.block_until_ready(self.state.step)
+        if not self.progress.seconds_to_first_step:
+            self.progress.seconds_to_first_step = round(machine.seconds_since_start(), 2)
+            self.reporter.tell(f"First step after {self.progress.seconds_to_first_step:.1f} s.")
+        self.mark = time.monotonic()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.progress.training_seconds += now - self.mark
+        self.mark = now
+
+    def _seconds(self) -> float:
+        return self.progress.seconds + time.monotonic() - self.began
+
+    def _rate(self) -> float:
+        return self.progress.examples / max(self.progress.training_seconds, 1e-9)
+
+    def _report(self) -> None:
+        """Closes a window of steps and records the one before it."""
+        found = self.meter.turn(self.progress.step)
+        self._tick()
+        if found is None:
+            return
+        step, means = found
+        left = (self.experiment.steps - self.progress.step) * self.experiment.batch_size / max(self._rate(), 1e-9)
+        self.reporter.trained(step, means, self._rate(), left)
+        if not math.isfinite(means["parameter_norm"]):
+            raise UserError(
+                f"the parameters are no longer finite at step {step}; a lower learning rate, clipping (clip=) or "
+                "skip_nonfinite= may help"
+            )
+
+    def _drain(self) -> None:
+        """Records all steps so far; the devices have then done them."""
+        self._report()
+        self._report()
+
+    def _evaluate(self) -> float:
+        """The score of the dev split, higher is better."""
+        self._drain()
+        params = on_one_device(evaluation_parameters(self.state), self.steps.mesh)
+        metrics = self.experiment.evaluate(params, "dev")
+        self.reporter.evaluated(self.progress.step, "dev", metrics)
+        score = score_of(metrics, self.experiment)
+        if self.progress.best is None or score > self.progress.best:
+            self.progress.best, self.progress.evaluations_without_best = score, 0
+        else:
+            self.progress.evaluations_without_best += 1
+        self.mark = time.monotonic()
+        return score
+
+    def _out_of_patience(self) -> bool:
+        patience = self.experiment.patience
+        return patience is not None and self.progress.evaluations_without_best >= patience
+
+    def _save(self, score: float | None = None) -> None:
+        self._drain()
+        self.saved = self.progress.step
+        self.checkpoints.save(self.state, self.iterator, replace(self.progress, seconds=self._seconds()), score)
+        self.mark = time.monotonic()
+
+    def _stop_if_asked(self, stop: StopRequest, together: bool) -> None:
+        if not stop.asked(together):
+            return
+        if self.saved < self.progress.step:
+            self._save()
+        self.checkpoints.wait()
+        raise Interrupted(f"stopped after step {self.progress.step}; the same command goes on from there")
+
+    def _summary(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment.name,
+            "metrics": dict(metrics),
+            "steps": self.progress.step,
+            "seconds": round(self._seconds(), 2),
+            "seconds_to_first_step": self.progress.seconds_to_first_step,
+            "examples_per_second": round(self._rate(), 1),
+            "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.steps.state_shapes.params)),
+            "device": machine.device(),
+            "versions": machine.versions(),
+            "seed": self.experiment.seed,
+        }
+
+
+def score_of(metrics: Mapping[str, Any], experiment: Experiment) -> float:
+    """The metric to choose the best checkpoint by, with its sign so that higher is better; NaN is worst.
+
+    Raises:
+        ValueError: `evaluate` does not give the metric.
+    """
+    if experiment.best_metric not in metrics:
+        raise ValueError(f"best_metric {experiment.best_metric!r} is not among the metrics {', '.join(metrics)}")
+    value = float(metrics[experiment.best_metric])
+    score = value if experiment.best_mode == "max" else -value
+    return -math.inf if math.isnan(score) else score

@@ -1,0 +1,36 @@
+"""Where a run takes place: the device, the versions, and how long the process has been running."""
+
+import importlib.metadata
+import os
+import platform
+import time
+
+import jax
+
+import attention_zoo
+
+_IMPORTED = time.monotonic()
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def seconds_since_start() -> float:
+    """Seconds since the process started; where the system does not tell, since this module was imported."""
+    try:
+        with open("/proc/self/stat") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return time.monotonic() - _IMPORTED
+
+
+def device() -> str:
+    """The devices in words, such as "8 x TPU v4" or "1 x cpu (2 cores)"."""
+    kinds = [found.device_kind for found in jax.devices()]
+    cores = f" ({os.cpu_count()} cores)" if jax.default_backend() == "cpu" else ""
+    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)) + cores
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package, Python and what the numbers of a run depend on."""
+    others = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"attention_zoo": attention_zoo.__version__, "python": platform.python_version(), **others}

@@ -1,0 +1,107 @@
+"""One step of training: the state, the compiled update, and the parameters to evaluate."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from attention_zoo.training.experiment import Batch, Experiment
+from attention_zoo.training.objectives import Objective
+from attention_zoo.training.optimizers import averaged_parameters
+from attention_zoo.training.sharding import batch_sharding, tree_shardings
+
+# Random bits as fast as XLA makes them: dropout with the default keys nearly doubles compile time. The bits do not
+# depend on how an array is laid out over devices, so any number of devices trains alike.
+KEYS = "unsafe_rbg"
+
+TrainStep = Callable[["TrainState", Mapping[str, Any]], tuple["TrainState", dict[str, jax.Array]]]
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes."""
+
+    step: jax.Array
+    params: Any
+    optimizer: optax.OptState
+    key: jax.Array
+
+
+def initial_state(experiment: Experiment, batch: Mapping[str, Any]) -> TrainState:
+    """The state before the first step: parameters, optimiser and key all follow from the experiment's seed."""
+    params = experiment.init(jax.random.key(experiment.seed), batch)
+    key = jax.random.key(experiment.seed, impl=KEYS)
+    return TrainState(jnp.zeros((), jnp.int32), params, experiment.optimizer.init(params), key)
+
+
+def train_step(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
+    """`step(state, batch) -> (state, metrics)`: one gradient, one update, a new key; pure, not yet compiled.
+
+    The metrics are the objective's, with `gradient_norm` (before clipping) and `parameter_norm` (after the update).
+    """
+
+    def step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
+        key, dropout = jax.random.split(state.key)
+        gradients, metrics = jax.grad(objective, has_aux=True)(state.params, batch, dropout)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        norms = {"gradient_norm": optax.tree.norm(gradients), "parameter_norm": optax.tree.norm(params)}
+        return TrainState(state.step + 1, params, optimizer_state, key), {**metrics, **norms}
+
+    return step
+
+
+def evaluation_parameters(state: TrainState) -> Any:
+    """What is evaluated and handed out: the parameters' moving average where the optimiser keeps one."""
+    average = averaged_parameters(state.optimizer)
+    return state.params if average is None else average
+
+
+class Steps:
+    """The train step compiled for one batch shape after another, with the state laid out over a mesh.
+
+    `compile(batch)` may be called from several threads, since XLA compiles without Python's lock; a shape that was
+    not compiled ahead is compiled when it comes.
+    """
+
+    def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
+        self.mesh = mesh
+        batch = next(iter(experiment.data.shapes()))
+        self._initial = lambda: initial_state(experiment, batch)
+        shapes = jax.eval_shape(self._initial)
+        self.shardings = tree_shardings(shapes, mesh)
+        self.state_shapes: TrainState = jax.tree.map(_placed, shapes, self.shardings)
+        step = train_step(experiment.objective, experiment.optimizer)
+        self._step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+        self._compiled: dict[Any, Any] = {}
+
+    def initial(self) -> TrainState:
+        """The state before the first step, made where it stays."""
+        return jax.jit(self._initial, out_shardings=self.shardings)()
+
+    def compile(self, batch: Batch) -> None:
+        """Compiles the step for this process's share of a batch of this shape."""
+        rows = batch_sharding(self.mesh)
+        count = jax.process_count()
+        shapes = {
+            name: jax.ShapeDtypeStruct((len(leaf) * count, *leaf.shape[1:]), leaf.dtype, sharding=rows)
+            for name, leaf in batch.items()
+        }
+        self._compiled[_shape(shapes)] = self._step.lower(self.state_shapes, shapes).compile()
+
+    def __call__(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One step on a batch that `shard_batch` has placed; the old state is given up."""
+        run = self._compiled.get(_shape(batch))
+        return self._step(state, batch) if run is None else run(state, batch)
+
+
+def _placed(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _shape(batch: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple((name, batch[name].shape, batch[name].dtype) for name in sorted(batch))
