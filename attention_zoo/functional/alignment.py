@@ -38,6 +38,7 @@ def softmax(scores: Float[Array, "*b T S"], mask: Bool[Array, "*#b #T S"] | None
     >>> softmax(jnp.zeros((1, 3)), jnp.array([[True, True, False]]))
     Array([[0.5, 0.5, 0. ]], dtype=float32)
     """
+    scores = jnp.asarray(scores)  # numpy's float64 becomes float32 where float64 is off
     lowest = jnp.finfo(jnp.promote_types(scores.dtype, jnp.float32)).min
     allowed = jnp.ones_like(scores, bool) if mask is None else jnp.broadcast_to(mask, scores.shape)
     # The finite fill keeps empty rows free of inf - inf; the second `where` makes their weights exact zeros.
