@@ -122,23 +122,76 @@ def gru(
 
 def zeros(inputs: Float[Array, "*b S I"], weights: RecurrentWeights) -> Float[Array, "*b D"]:
     """The hidden state before the first step, in the dtype of the inputs."""
-    return jnp.zeros((*inputs.shape[:-2], weights.recurrent.shape[0]), inputs.dtype)
+    return jnp.zeros((*inputs.shape[:-2], weights.recurrent.shape[0]), jnp.result_type(inputs))
 
 
 def project(inputs: Array, kernel: Array, bias: Array | None = None) -> Array:
     """`x W + b` with x flattened to two axes: XLA:CPU's fast path, above all for the gradient of W."""
     flat = inputs.reshape(-1, inputs.shape[-1]) @ kernel
-    return (flat if bias is None else flat + bias).reshape(*inputs.shape[:-1], kernel.shape[-1])
+    return (flat if bias is None else flat + bias[None]).reshape(*inputs.shape[:-1], kernel.shape[-1])
+
+
+@checked
+def recur(
+    cell: Cell,
+    projected: Float[Array, "S *b G"],
+    recurrent: Float[Array, "D G"],
+    recurrent_bias: Float[Array, " G"] | None,
+    state: State,
+    lengths: Int[Array, "*b"] | None = None,
+    *,
+    reverse: bool = False,
+) -> tuple[Float[Array, "S *b D"], State]:
+    """The recurrence alone, time first: `s_t = cell(x_t, h_{t-1} U + c, s_{t-1})` over projected inputs x.
+
+    Args:
+        cell: `lstm_cell` or `gru_cell`.
+        projected: inputs after their projection, `W x + b`, [S, ..., G].
+        recurrent: U, [D, G].
+        recurrent_bias: c, [G]; None for none.
+        state: where to start.
+        lengths: real steps of each sequence, [...]; all S by default.
+        reverse: read from the last real step to the first.
+
+    Returns:
+        hidden states [S, ..., D], zeros in padding, and the state after the last step read.
+    """
+    _check_step(4 if isinstance(state, LSTMState) else 3, projected, recurrent, recurrent_bias, *state)
+    alive = None if lengths is None else jnp.moveaxis(within(lengths, projected.shape[0]), -1, 0)[..., None]
+    bias = jnp.zeros_like(recurrent[0]) if recurrent_bias is None else recurrent_bias
+    return _scan(cell, reverse, projected, recurrent, bias, state, alive)
 
 
 def _layer(
     cell: Cell, inputs: Array, weights: RecurrentWeights, state: State, lengths: Array | None, reverse: bool
 ) -> tuple[Array, State]:
+    _check_weights(inputs, *weights)
     projected = project(jnp.moveaxis(inputs, -2, 0), weights.input, weights.bias)
-    alive = None if lengths is None else jnp.moveaxis(within(lengths, inputs.shape[-2]), -1, 0)[..., None]
-    bias = jnp.zeros_like(weights.bias) if weights.recurrent_bias is None else weights.recurrent_bias
-    outputs, final = _scan(cell, reverse, projected, weights.recurrent, bias, state, alive)
+    outputs, final = recur(cell, projected, weights.recurrent, weights.recurrent_bias, state, lengths, reverse=reverse)
     return jnp.moveaxis(outputs, 0, -2), final
+
+
+@checked
+def _check_weights(
+    inputs: Float[Array, "*b S I"],
+    input: Float[Array, "I G"],
+    recurrent: Float[Array, "D G"],
+    bias: Float[Array, " G"],
+    recurrent_bias: Float[Array, " G"] | None,
+) -> None:
+    """The shapes inside a NamedTuple, which its annotation does not check."""
+
+
+@checked
+def _check_step(
+    gates: int,
+    projected: Float[Array, "S *b G"],
+    recurrent: Float[Array, "D {gates}*D"],
+    recurrent_bias: Float[Array, " {gates}*D"] | None,
+    hidden: Float[Array, "*b D"],
+    memory: Float[Array, "*b D"] | None = None,
+) -> None:
+    """The shapes inside a state, and how many gates the weights of its cell have."""
 
 
 def _step(cell: Cell, projected: Array, recurrent: Array, state: State, alive: Array | None) -> State:
@@ -156,7 +209,8 @@ def _scan(
 
 def _scan_forward(cell, reverse, projected, kernel, bias, state, alive):  # type: ignore[no-untyped-def]
     def step(before: State, inputs: tuple[Array, Array | None]) -> tuple[State, tuple[Array, State, Array]]:
-        recurrent = before.hidden @ kernel + bias
+        product = before.hidden @ kernel
+        recurrent = product + jnp.expand_dims(bias, tuple(range(product.ndim - 1)))
         after = _step(cell, inputs[0], recurrent, before, inputs[1])
         output = after.hidden if inputs[1] is None else jnp.where(inputs[1], after.hidden, 0)
         return after, (output, before, recurrent)
