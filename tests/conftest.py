@@ -3,7 +3,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Before jax and tensorflow_datasets are imported: both read the environment once. With pytest-xdist the
 # controller makes the folder and its workers, which inherit its environment, take their own folders inside.
@@ -15,6 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -34,3 +36,14 @@ def float64() -> Iterator[None]:
     """Arrays of 64 bits while the test runs, for finite differences and other tight comparisons."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def golden() -> Callable[[str, str], dict[str, np.ndarray]]:
+    """Reads `golden/FILE.npz`: the arrays whose names start with `CASE/`, without that start."""
+
+    def read(file: str, case: str) -> dict[str, np.ndarray]:
+        with np.load(Path(__file__).with_name("golden") / f"{file}.npz") as arrays:
+            return {name.removeprefix(f"{case}/"): arrays[name] for name in arrays if name.startswith(f"{case}/")}
+
+    return read
