@@ -14,6 +14,7 @@ from attention_zoo.data.batches import Batches, Ragged, Table, bucket_shapes
 from attention_zoo.data.vocabulary import END, Tokenizer, load
 
 Batch = dict[str, np.ndarray]
+SIDES = ("source", "target")
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,17 @@ class TextData:
         return [self._texts[name].sources[row] for row in self.order(name)]
 
     def shapes(self) -> list[Batch]:
-        """A batch of zeros for every shape that `train` gives."""
+        """A batch of zeros for every shape that `train` gives; of loaded data, which has no pairs, for every bucket."""
+        if not self._tables:
+            return [self._blank(shape) for shape in self._shapes]
         table, rows = self._table("train"), np.full(self.batch_size, -1)
         used = np.unique(Batches(table, self._shapes, self.batch_size, seed=0).epoch(0).buckets)
         return [table.batch(rows, self._shapes[bucket]) for bucket in used]
+
+    def _blank(self, shape: tuple[int, int]) -> Batch:
+        ids = {name: np.zeros((self.batch_size, width), np.int32) for name, width in zip(SIDES, shape, strict=True)}
+        lengths = {f"{name}_lengths": np.zeros(self.batch_size, np.int32) for name in SIDES}
+        return {**ids, **lengths, "valid": np.zeros(self.batch_size, bool)}
 
     def encode_batch(self, texts: Sequence[str]) -> Batch:
         """Sources as one batch, with `source`, `source_lengths` and `valid`, as wide as the bucket they fit into.

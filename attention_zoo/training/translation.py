@@ -62,26 +62,22 @@ class Translator:
         return found
 
     def predict(self, params: Any, inputs: Sequence[str], beam_size: int = 1) -> Iterator[Prediction]:
-        """One `Prediction` an input, in order; its warnings name symbols never seen and inputs that were cut."""
+        """One `Prediction` an input, in order; symbols never seen in training are named in its warnings.
+
+        Raises:
+            ValueError: an input is empty or longer than the data's limit.
+        """
+        whole = self.data.encode_batch(inputs)
         for first in range(0, len(inputs), self.data.batch_size):
-            texts = inputs[first : first + self.data.batch_size]
-            batch = self.data.encode_batch(texts)
+            batch = {name: rows[first : first + self.data.batch_size] for name, rows in whole.items()}
             decoded = self.search(params, batch["source"], batch["source_lengths"], width=beam_size)
-            for row, text in enumerate(texts):
-                tokens = np.asarray(decoded.tokens[row])
-                plot = self._heat_map(batch, decoded, row)
-                yield Prediction(self.data.target.decode(tokens), self._warnings(text), plot)
+            for row, text in enumerate(inputs[first : first + self.data.batch_size]):
+                output = self.data.target.decode(np.asarray(decoded.tokens[row]))
+                yield Prediction(output, self._warnings(text), self._heat_map(batch, decoded, row))
 
     def _warnings(self, text: str) -> tuple[str, ...]:
-        found, limit = [], self.data.max_source - 1
-        unknown = self.data.source.unknown(text)
-        if unknown:
-            names = ", ".join(repr(symbol) for symbol in unknown)
-            found.append(f"{text!r} has symbols that were never seen in training: {names}.")
-        length = len(self.data.source.encode(text))
-        if length > limit:
-            found.append(f"{text!r} has {length} symbols, more than the limit of {limit}; what comes after was cut off.")
-        return tuple(found)
+        names = ", ".join(repr(symbol) for symbol in self.data.source.unknown(text))
+        return (f"{text!r} has symbols that were never seen in training: {names}.",) if names else ()
 
     def _heat_map(self, batch: Mapping[str, np.ndarray], decoded: Decoded, row: int) -> Callable[[Path], None] | None:
         """Writes the row's weights as a picture, source and translation on the axes; None without attention."""
@@ -160,7 +156,8 @@ def translation(
     translator = Translator(model, data, tokenize)
 
     def init(key: jax.Array, batch: Mapping[str, np.ndarray]) -> Any:
-        return model.init(key, batch["source"], batch["source_lengths"], shifted(batch["target"]))["params"]
+        source, lengths = jnp.asarray(batch["source"]), jnp.asarray(batch["source_lengths"])
+        return model.init(key, source, lengths, shifted(batch["target"]))["params"]
 
     return Experiment(
         name=name, data=data, init=init, objective=teacher_forcing(model, label_smoothing), optimizer=optimizer,

@@ -1,0 +1,35 @@
+"""What is said to someone whose input cannot be used: one sentence, no traceback."""
+
+import difflib
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+from attention_zoo.training import UserError
+
+OURS = Path(__file__).resolve().parents[2]
+
+
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """ " (did you mean X or Y?)" with the known words closest to `word`, or nothing where none is close."""
+    close = [prefix + name for name in difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)]
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def sentence(error: Exception) -> str | None:
+    """The sentence to show for an error of the input's making; None for a bug, whose traceback should be seen.
+
+    A `UserError` and what the operating system refuses are the input's making, and so is a `ValueError` raised by
+    our own code; one raised inside a library that we call is a bug of ours.
+    """
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error)
+    if isinstance(error, UserError) or (isinstance(error, ValueError) and _raised_by_us(error)):
+        return str(error)
+    return None
+
+
+def _raised_by_us(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = Path(frames[-1].filename).resolve() if frames else Path("/")
+    return any(place.is_relative_to(OURS / folder) for folder in ("attention_zoo", "experiments"))

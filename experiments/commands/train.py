@@ -1,0 +1,48 @@
+"""`python -m experiments train NAME`."""
+
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from attention_zoo.figures import draw_curves, save
+from attention_zoo.training import Experiment, fit, make_mesh
+from attention_zoo.training.sharding import check_batch_size
+from experiments.commands.catalogue import function
+from experiments.commands.workdir import check, claim
+
+
+def train(name: str, folder: Path, flags: dict[str, Any]) -> int:
+    """Trains an experiment in its work folder, or goes on with the run that the folder holds.
+
+    Raises:
+        UserError: the folder holds another run, or cannot be written.
+        KeyboardInterrupt: Ctrl-C; what there is so far is saved.
+    """
+    check(folder, name, flags)
+    experiment = function(name)(**flags)
+    for note in getattr(experiment.data, "notes", ()):
+        print(note, file=sys.stderr)
+    try_out(experiment)
+    claim(folder, name, flags, experiment)
+    fit(recorded(experiment, folder), folder)
+    return 0
+
+
+def try_out(experiment: Experiment) -> None:
+    """Raises what a model or a batch that cannot be would raise later, with a work folder half made."""
+    check_batch_size(experiment.batch_size, make_mesh())
+    jax.eval_shape(experiment.init, jax.random.key(0), next(iter(experiment.data.shapes())))
+
+
+def recorded(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment, leaving in its work folder also the learning curves and what `compare` draws from."""
+
+    def draw(params: Any, figures: Path) -> None:
+        experiment.draw(params, figures)
+        save(draw_curves([folder]), figures / "curves.png")
+
+    return dataclasses.replace(experiment, evaluate=partial(experiment.evaluate, folder=folder), draw=draw)
