@@ -2,7 +2,7 @@
 
 Run with `python tests/golden/cross_entropy.py`; made with Python 3.11.7, torch 2.13.0 (CPU), numpy 2.4.6.
 
-Arrays, with sizes B 3, T 5, N 7: logits [B, T, N], targets [B, T], 0 (the ignored index) in padding,
+Arrays `torch/NAME`, with sizes B 3, T 5, N 7: logits [B, T, N], targets [B, T], 0 (the ignored index) in padding,
 label_smoothing [3], losses [3] and gradients [3, B, T, N] of the logits, one for each smoothing.
 """
 
@@ -29,7 +29,9 @@ def main() -> None:
         "losses": torch.stack(losses).detach().numpy(),
         "gradients": torch.stack([torch.autograd.grad(loss, logits)[0] for loss in losses]).numpy(),
     }
-    np.savez_compressed(Path(__file__).with_suffix(".npz"), **arrays)
+    np.savez_compressed(
+        Path(__file__).with_suffix(".npz"), **{f"torch/{name}": array for name, array in arrays.items()}
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""Cross-entropy: by hand, against torch, its padding, limits, precision and gradient."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from attention_zoo.functional.losses import cross_entropy
+
+B, T, N = 3, 5, 7
+TARGETS = np.random.default_rng(0).integers(N, size=(B, T))
+MASK = np.arange(T) < np.array([5, 2, 0])[:, None]
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=shape)
+
+
+def test_by_hand():
+    # Probabilities 1/8 and 3/4 of the two real tokens; the third is padding.
+    logits = jnp.log(jnp.array([[1.0, 7.0], [3.0, 1.0], [1.0, 1.0]]))
+    found = cross_entropy(logits, jnp.array([0, 0, 1]), jnp.array([True, True, False]))
+    np.testing.assert_allclose(found, (np.log(8) + np.log(4 / 3)) / 2, rtol=1e-6)
+
+
+def test_label_smoothing_by_hand():
+    # e / N = 0.2 / 4 for every entry: -log p is ln 8 at the target (0.85) and ln 8, ln 4, ln 2 elsewhere (0.05 each).
+    logits = jnp.log(jnp.array([[1.0, 1.0, 2.0, 4.0]]))
+    found = cross_entropy(logits, jnp.array([0]), jnp.array([True]), label_smoothing=0.2)
+    np.testing.assert_allclose(found, (0.85 * 3 + 0.05 * (3 + 2 + 1)) * np.log(2), rtol=1e-6)
+
+
+def test_equals_torch(golden, float64):
+    case = golden("cross_entropy", "torch")
+    for smoothing, loss, gradient in zip(case["label_smoothing"], case["losses"], case["gradients"], strict=True):
+        compute = jax.value_and_grad(partial(cross_entropy, label_smoothing=float(smoothing)))
+        found, found_gradient = compute(case["logits"], case["targets"], case["targets"] != 0)
+        np.testing.assert_allclose(found, loss, rtol=1e-10)
+        np.testing.assert_allclose(found_gradient, gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_padding_changes_nothing_and_receives_no_gradient(smoothing):
+    compute = jax.value_and_grad(partial(cross_entropy, label_smoothing=smoothing))
+    logits, garbage = draw(B, T, N), np.where(MASK[..., None], draw(B, T, N), 1e30)
+    clean, clean_gradient = compute(jnp.array(logits), jnp.array(TARGETS), MASK)
+    # Ids in padding may be anything, also outside the vocabulary.
+    dirty, dirty_gradient = compute(jnp.array(garbage), jnp.array(np.where(MASK, TARGETS, -7)), MASK)
+    assert clean == dirty
+    np.testing.assert_array_equal(clean_gradient, dirty_gradient)
+    np.testing.assert_array_equal(clean_gradient[~MASK], 0)
+    assert np.all(np.abs(clean_gradient[MASK]) > 0)
+
+
+def test_divides_by_the_number_of_real_tokens():
+    tokens = cross_entropy(draw(B, T, N)[MASK], TARGETS[MASK], MASK[MASK])
+    longer = [np.pad(array, [(0, 2), (0, 4)] + [(0, 0)] * (array.ndim - 2)) for array in (draw(B, T, N), TARGETS, MASK)]
+    np.testing.assert_allclose(cross_entropy(*longer), tokens, rtol=1e-6)
+
+
+def test_no_real_token_gives_zero_and_no_gradient():
+    loss, gradient = jax.value_and_grad(cross_entropy)(jnp.array(draw(B, T, N)), TARGETS, np.zeros((B, T), bool))
+    assert loss == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_a_sure_model_loses_nothing_and_a_uniform_one_the_log_of_the_vocabulary():
+    sure = 1e4 * jax.nn.one_hot(TARGETS, N)
+    assert cross_entropy(sure, TARGETS, MASK) == 0
+    np.testing.assert_allclose(cross_entropy(jnp.full((B, T, N), 8.0), TARGETS, MASK, 0.1), np.log(N), rtol=1e-6)
+
+
+def test_bfloat16_logits_lose_in_float32():
+    logits = jnp.array(draw(B, T, N), jnp.bfloat16)
+    loss, gradient = jax.value_and_grad(cross_entropy)(logits, TARGETS, MASK)
+    assert loss.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(loss, cross_entropy(logits.astype(jnp.float32), TARGETS, MASK))
+
+
+def test_float32_stays_float32_where_float64_is_on(float64):
+    loss, gradient = jax.value_and_grad(cross_entropy)(jnp.array(draw(B, T, N), jnp.float32), TARGETS, MASK)
+    assert loss.dtype == gradient.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_gradient_equals_finite_differences(smoothing, float64):
+    loss = jax.jit(lambda logits: cross_entropy(logits, TARGETS, MASK, smoothing))
+    check_grads(loss, (draw(B, T, N),), order=1, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_label_smoothing_outside_its_range_is_refused(smoothing):
+    with pytest.raises(ValueError, match="label_smoothing lies in"):
+        cross_entropy(draw(B, T, N), TARGETS, MASK, smoothing)
