@@ -15,17 +15,17 @@ FILLER = -1  # the row number of a row that is only there to fill up a batch
 class Ragged:
     """Sequences of ids in one flat array: 4 bytes an id, and no Python object for each row."""
 
-    def __init__(self, rows: Iterable[Sequence[int]]):
+    def __init__(self, rows: Iterable[Sequence[int] | np.ndarray]):
         arrays = [np.asarray(row, np.int32) for row in rows]
         self.lengths = np.array([len(array) for array in arrays], np.int32)
-        self.flat = np.concatenate([np.zeros(0, np.int32), *arrays])
-        self._starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
+        self.flat = np.concatenate([np.array([PAD], np.int32), *arrays])  # never without a place to read
+        self._starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths + 1
 
     def padded(self, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The chosen rows, filled up with PAD, and their lengths: int32 `[B, width]` and `[B]`."""
         lengths = np.where(rows == FILLER, 0, self.lengths[rows])
         columns = np.arange(width)
-        places = np.minimum(self._starts[rows][:, None] + columns, max(len(self.flat) - 1, 0))
+        places = np.minimum(self._starts[rows][:, None] + columns, len(self.flat) - 1)
         return np.where(columns < lengths[:, None], self.flat[places], np.int32(PAD)), lengths
 
 

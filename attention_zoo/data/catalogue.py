@@ -1,5 +1,8 @@
 """Any translation data set of the TensorFlow Datasets catalogue by name, with TensorFlow absent."""
 
+import contextlib
+import difflib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ import tensorflow_datasets as tfds
 import tensorflow_datasets.translate  # TFDS itself stops at the first module that needs TensorFlow, before this one
 
 from attention_zoo.data.parallel import hold_out, read_plain, text_data
-from attention_zoo.data.prepare import download_and_prepare, folder
+from attention_zoo.data.prepare import download_and_prepare, folder, is_prepared
 from attention_zoo.data.text import TextData
 from attention_zoo.data.vocabulary import check_kind
 
@@ -39,8 +42,9 @@ def tfds_translation(
     check_kind(tokenizer)
     builder = _builder(name, data_dir)
     source, target = _direction(builder, languages)
-    if not builder.is_prepared():
-        download_and_prepare(builder)
+    if not is_prepared(builder):
+        with contextlib.redirect_stdout(sys.stderr):  # a command's standard output holds its results only
+            download_and_prepare(builder, progress=sys.stderr.isatty())
     splits = {ours: read_plain(builder, theirs, (source, target)) for ours, theirs in _split_names(builder).items()}
     filled, notes = hold_out(splits)
     return text_data(
@@ -60,9 +64,17 @@ def _builder(name: str, data_dir: Path | str | None) -> tfds.core.DatasetBuilder
     try:
         return tfds.builder(name, data_dir=folder(data_dir), file_format="array_record")
     except ValueError as error:  # TFDS's own message lists its whole catalogue
-        known = sorted({value for value in vars(tensorflow_datasets.translate)})
-        del known
-        raise ValueError(f"TensorFlow Datasets has no data set '{name}'") from error
+        raise ValueError(f"TensorFlow Datasets has no data set '{name}': {_hint(name)}") from error
+
+
+def _hint(name: str) -> str:
+    """What there is instead: configurations of the data set, if it exists."""
+    family, _, config = name.partition("/")
+    try:
+        known = tfds.builder_cls(family).builder_configs
+    except ValueError:
+        return "it has, for example, ted_hrlr_translate/pt_to_en and wmt14_translate/de-en"
+    return f"of {family} it has, for example, {', '.join(difflib.get_close_matches(config, known, n=5, cutoff=0))}"
 
 
 def _direction(builder: tfds.core.DatasetBuilder, languages: Sequence[str] | None) -> tuple[str, str]:

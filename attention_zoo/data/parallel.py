@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from attention_zoo.data.prepare import as_text, examples, prepared
 from attention_zoo.data.text import Pairs, TextData
-from attention_zoo.data.vocabulary import Characters, Tokenizer, check_kind, fit
+from attention_zoo.data.vocabulary import Tokenizer, check_kind, fit
 
 # The longest sequence kept unless told otherwise, in tokens, the end mark counted.
 LONGEST = {"characters": 400, "words": 100, "sentencepiece": 128}
@@ -99,7 +99,8 @@ def hold_out(splits: Mapping[str, Pairs]) -> tuple[dict[str, Pairs], list[str]]:
             raise ValueError(f"train has too few different sources to hold out a {name} split: give one")
         filled["train"] = _select(train, [text not in chosen for text in train.sources])
         filled[name] = _select(train, [text in chosen for text in train.sources])
-        notes.append(f"{name}: {len(filled[name].sources):,} of {size:,} training pairs held out, as no {name} was given")
+        taken = len(filled[name].sources)
+        notes.append(f"{name}: {taken:,} of {size:,} training pairs held out, as no {name} was given")
     return filled, notes
 
 
@@ -185,7 +186,7 @@ def parallel_text(
         if source is None and target is not None:
             raise ValueError(f"{name}_target is given without {name}_source")
     check_kind(tokenizer)
-    given = {name: read_pairs(*paths) for name, paths in files.items() if paths[0] is not None}
+    given = {name: read_pairs(source, target) for name, (source, target) in files.items() if source is not None}
     splits, notes = hold_out(given)
     builder = prepared(ParallelText, ParallelConfig(splits=splits), data_dir)
     return text_data(

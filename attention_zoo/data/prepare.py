@@ -1,6 +1,7 @@
 """TFDS builders from nothing to texts, with TensorFlow absent: prepared once, read from ArrayRecord files."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,36 +22,49 @@ def prepared(
     Raises:
         ValueError: the folder cannot be written, or holds the data in another file format.
     """
+    made = _make(builder, config, data_dir)
+    if is_prepared(made):
+        return made
+    print(f"preparing the data set '{made.name}', once, in {made.data_dir}", file=sys.stderr)
+    try:
+        with _quiet(), contextlib.redirect_stdout(io.StringIO()):
+            download_and_prepare(made, progress=False)
+    except ValueError:
+        # Another process may have prepared the same data meanwhile; then its copy is as good as ours.
+        if not is_prepared(made):
+            raise
+    return _make(builder, config, data_dir)
+
+
+def _make(
+    builder: type[tfds.core.GeneratorBasedBuilder], config: tfds.core.BuilderConfig, data_dir: Path | str | None
+) -> tfds.core.DatasetBuilder:
     config = builder.builder_configs.get(config.name, config)
     with _quiet():
-        made = builder(config=config, data_dir=folder(data_dir), file_format="array_record")
-    if not made.is_prepared():
-        try:
-            download_and_prepare(made)
-        except ValueError:
-            # Another process may have prepared the same data meanwhile; then its copy is as good as ours.
-            if not made.is_prepared():
-                raise
-        with _quiet():
-            made = builder(config=config, data_dir=folder(data_dir), file_format="array_record")
-    return made
+        return builder(config=config, data_dir=folder(data_dir), file_format="array_record")
 
 
-def download_and_prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Writes a builder's data; what TFDS prints goes to standard error, and progress bars only to a terminal.
+def download_and_prepare(builder: tfds.core.DatasetBuilder, progress: bool = True) -> None:
+    """Writes a builder's data, with TFDS's progress bars or without.
 
     Raises:
         ValueError: the data cannot be fetched or written.
     """
-    tfds.display_progress_bar(sys.stderr.isatty())
+    tfds.display_progress_bar(progress)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            builder.download_and_prepare(file_format="array_record")
+        builder.download_and_prepare(file_format="array_record")
     except (OSError, ImportError, tfds.download.DownloadError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"the data set {builder.info.full_name} cannot be prepared in {builder.data_dir}: {reason}")
+        where = f"{builder.info.full_name} cannot be prepared in {builder.data_dir}"
+        raise ValueError(f"the data set {where}: {reason}") from error
     finally:
         tfds.display_progress_bar(True)
+
+
+def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    """Whether a builder's data is on disk."""
+    with _quiet():
+        return builder.is_prepared()
 
 
 def folder(data_dir: Path | str | None) -> str | None:
@@ -79,7 +93,7 @@ def as_text(value: str | bytes) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TFDS's warning that a configuration is not one of its own list."""
+    """Without TFDS's warnings that a configuration is a new one and that its folder is not there yet."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

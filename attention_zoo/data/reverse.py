@@ -7,7 +7,7 @@ test sequences of integers below 50, 1 to 25 long in training, 1 to 30 long in d
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -40,7 +40,7 @@ class Reverse(tfds.core.GeneratorBasedBuilder):
     """Sequences of integers and the same sequences backwards."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [ReverseConfig()]
+    BUILDER_CONFIGS: ClassVar = [ReverseConfig()]
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {"source": tfds.features.Text(), "target": tfds.features.Text()}
@@ -85,7 +85,7 @@ def reverse(
     Raises:
         ValueError: an argument is below 1.
     """
-    sizes = {
+    sizes: dict[str, Any] = {
         "train_examples": train_examples,
         "dev_examples": dev_examples,
         "test_examples": test_examples,
@@ -96,7 +96,7 @@ def reverse(
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} is {size}: it must be at least 1")
-    builder = prepared(Reverse, ReverseConfig(**sizes, data_seed=data_seed), data_dir)
+    builder = prepared(Reverse, ReverseConfig(data_seed=data_seed, **sizes), data_dir)
     splits = {}
     for name in ("train", "dev", "test"):
         rows = list(examples(builder, name))

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import sentencepiece
 
@@ -54,10 +54,11 @@ class _Table:
 
     @staticmethod
     def split(text: str) -> Sequence[str]:
+        """The symbols of a text, in order."""
         raise NotImplementedError
 
     @classmethod
-    def fit(cls, texts: Iterable[str], size: int | None = None) -> "_Table":
+    def fit(cls, texts: Iterable[str], size: int | None = None) -> Self:
         """The vocabulary of a corpus: its most frequent symbols, at most `size` ids with the special ones."""
         counts: Counter[str] = Counter()
         for text in texts:
@@ -123,7 +124,7 @@ class SentencePiece:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
 
     @classmethod
-    def fit(cls, texts: Iterable[str], size: int | None = None) -> "SentencePiece":
+    def fit(cls, texts: Iterable[str], size: int | None = None) -> Self:
         """Trains a model of at most `size` (8,000 unless told) pieces; the same corpus gives the same bytes.
 
         Raises:
@@ -131,6 +132,7 @@ class SentencePiece:
         """
         model, corpus = io.BytesIO(), list(texts)
         longest = max((len(text.encode()) for text in corpus), default=0)
+        default = 4192  # the trainer leaves longer lines out, silently
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(corpus),
@@ -140,13 +142,13 @@ class SentencePiece:
                 hard_vocab_limit=False,  # a small corpus gives fewer pieces instead of an error
                 character_coverage=1.0,
                 normalization_rule_name="identity",
-                max_sentence_length=longest + 1,  # the trainer's default leaves long lines out silently
+                max_sentence_length=max(longest, default),
                 num_threads=1,
                 minloglevel=2,
                 pad_id=PAD,
                 bos_id=START,
                 eos_id=END,
-                unk_id=UNKNOWN,
+                unk_id=UNKNOWN,  # the trainer's own labels for the four are those of SPECIALS
             )
         except RuntimeError as error:
             characters = len(set().union(*corpus))
@@ -168,7 +170,7 @@ class SentencePiece:
         return "".join(pieces).replace("▁", " ").removeprefix(" ")
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
-        return [SPECIALS[index] if index < len(SPECIALS) else self._processor.id_to_piece(index) for index in ids]
+        return [self._processor.id_to_piece(int(index)) for index in ids]
 
     def unknown(self, text: str) -> list[str]:
         pieces = self._processor.encode(text, out_type=str)
