@@ -73,10 +73,20 @@ def folder(data_dir: Path | str | None) -> str | None:
 
 
 def examples(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
-    """The examples of a split in their stored order."""
-    source = builder.as_data_source(split)
-    for start in range(0, len(source), BLOCK):
-        yield from _block(source, range(start, min(start + BLOCK, len(source))))
+    """The examples of a split in their stored order.
+
+    Raises:
+        ValueError: the stored files are damaged, gone, or in a format without random access.
+    """
+    try:
+        source = builder.as_data_source(split)
+        for start in range(0, len(source), BLOCK):
+            yield from _block(source, range(start, min(start + BLOCK, len(source))))
+    except RuntimeError as error:  # ArrayRecord's; TFDS's NotImplementedError is one too
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the data set in {builder.data_dir} cannot be read; remove that folder to prepare it anew ({reason})"
+        ) from error
 
 
 def _block(source: Any, rows: Sequence[int]) -> Sequence[dict[str, Any]]:
