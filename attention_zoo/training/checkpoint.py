@@ -1,8 +1,7 @@
 """Checkpoints with Orbax: all that a run needs to go on as if it had never stopped."""
 
 import dataclasses
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,50 +10,51 @@ import grain
 import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from attention_zoo.training.errors import UserError
 from attention_zoo.training.optimizers import averaged_parameters
 from attention_zoo.training.reporting import say
+from attention_zoo.training.seal import damage, seal
 from attention_zoo.training.step import KEYS, TrainState, evaluation_parameters
 
 FOLDER = "checkpoints"
+PARTS = ("parameters", "training", "iterator", "progress")
+Tell = Callable[[str], None]
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a run remembers beside its state; the seconds add up over all its starts."""
+    """What a run remembers beside its state; examples and seconds add up over all its starts."""
 
     step: int = 0
     best: float | None = None
+    best_step: int | None = None
     evaluations_without_best: int = 0
     examples: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
     seconds_to_first_step: float = 0.0
+    data: str = ""
 
 
 class Checkpoints:
     """The checkpoints of a work folder: the newest two and the best.
 
-    Orbax writes in the background and gives a checkpoint its name, or its mark of success, when all of it is there:
-    one that was only half written is never seen. Each holds `parameters` (those to evaluate), `training` (optimiser,
-    key, step, and the parameters that are trained where an average of them is evaluated), `iterator` (the position in
-    the data) and `progress`.
+    Orbax writes in the background and marks a checkpoint as whole at the very end, so one that was only half written
+    is never seen. Each holds `parameters` (those to evaluate), `training` (step, optimiser, key, and the parameters
+    that are trained where an average of them is evaluated), `iterator` (the place in the data), `progress`, and a
+    list of its files by which damage is found.
     """
 
-    def __init__(self, workdir: Path, *, read_only: bool = False) -> None:
-        keep = AnyPreservationPolicy(
-            [LatestN(2), BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)]
-        )
+    def __init__(self, workdir: Path, *, only_read: bool = False) -> None:
         self.folder = workdir.absolute() / FOLDER
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep, best_fn=_score, read_only=read_only, cleanup_tmp_directories=not read_only
-            ),
-            handler_registry=_handlers(),
+        self._keep = _NewestAndBest()
+        self._writing = 0
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._keep, create=not only_read, cleanup_tmp_directories=not only_read,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=_handlers())
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -72,59 +72,33 @@ class Checkpoints:
         """Returns when everything is on disk."""
         self._manager.wait_until_finished()
 
-    def save(
-        self, state: TrainState, iterator: grain.DatasetIterator, progress: Progress, score: float | None = None
-    ) -> None:
-        """Starts writing a checkpoint and returns; the one with the highest score is kept."""
+    def save(self, state: TrainState, iterator: grain.DatasetIterator, progress: Progress) -> None:
+        """Starts writing a checkpoint and returns."""
+        self.wait()
+        self._writing, self._keep.best = progress.step, progress.best_step
         parts = {
             "parameters": ocp.args.StandardSave(evaluation_parameters(state)),
             "training": ocp.args.StandardSave(_training(state, jax.random.key_data(state.key))),
             "iterator": grain.checkpoint.CheckpointSave(iterator),
             "progress": ocp.args.JsonSave(dataclasses.asdict(progress)),
         }
-        metrics = None if score is None or not math.isfinite(score) else {"score": score}
-        self._manager.save(progress.step, args=ocp.args.Composite(**parts), metrics=metrics, force=True)
+        self._manager.save(progress.step, args=ocp.args.Composite(**parts), force=True)
 
     def restore(
-        self, shapes: TrainState, iterator: grain.DatasetIterator, tell: Callable[[str], None] = say
+        self, shapes: TrainState, iterator: grain.DatasetIterator, tell: Tell = say
     ) -> tuple[TrainState, Progress] | None:
-        """The newest checkpoint that can be read, `iterator` moved to where it was; None if there is none at all.
+        """The newest whole checkpoint, `iterator` moved to where it was; None if there is none at all.
 
-        Damaged checkpoints newer than that one are said so and removed, so that they can be written again.
+        Newer ones, which are damaged, are told of and removed, so that they can be written again.
 
         Raises:
-            UserError: there are checkpoints but none can be read, or they are of another model.
+            UserError: there are checkpoints but none is whole, or they are of another model.
         """
-        start = iterator.get_state()
-
-        def read(step: int) -> tuple[TrainState, Progress]:
-            iterator.set_state(start)
-            return self._read(step, shapes, iterator)
-
         steps = self.steps()
         if not steps:
             return None
-        found, damaged = self._first_readable(steps, read, evaluation_parameters(shapes), tell)
-        for step in damaged:
-            self._manager.delete(step)
-        return found
-
-    def parameters(self, template: Any, tell: Callable[[str], None] = say) -> Any:
-        """The parameters of the best checkpoint, or if that is damaged of the newest that can be read."""
-        steps = self.steps()
-        if not steps:
-            raise UserError(f"{self.folder} holds no checkpoint; train first")
-        best = self._manager.best_step()
-        template = jax.tree.map(_somewhere, template)
-        steps.sort(key=lambda step: step != best)
-
-        def read(step: int) -> Any:
-            part = ocp.args.Composite(parameters=ocp.args.StandardRestore(template))
-            return self._manager.restore(step, args=part)["parameters"]
-
-        return self._first_readable(steps, read, template, tell)[0]
-
-    def _read(self, step: int, shapes: TrainState, iterator: grain.DatasetIterator) -> tuple[TrainState, Progress]:
+        step = self._newest_whole(steps, PARTS, tell)
+        self._check_fits(step, evaluation_parameters(shapes))
         key = jax.eval_shape(jax.random.key_data, shapes.key)
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=shapes.key.sharding)
         parts = {
@@ -134,27 +108,46 @@ class Checkpoints:
             "progress": ocp.args.JsonRestore(),
         }
         found = self._manager.restore(step, args=ocp.args.Composite(**parts))
+        for newer in steps[: steps.index(step)]:
+            self._manager.delete(newer)
         training = {"params": found["parameters"], **found["training"]}
         training["key"] = jax.random.wrap_key_data(training["key"], impl=KEYS)
         return TrainState(**training), Progress(**found["progress"])
 
-    def _first_readable(
-        self, steps: list[int], read: Callable[[int], Any], template: Any, tell: Callable[[str], None]
-    ) -> tuple[Any, list[int]]:
-        damaged: dict[int, str] = {}
+    def parameters(self, template: Any, tell: Tell = say) -> Any:
+        """The parameters of the best checkpoint, or if that is damaged of the newest whole one.
+
+        Raises:
+            UserError: there is no checkpoint, none is whole, or they are of another model.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.folder} holds no whole checkpoint; train first")
+        best = self._best_step(steps)
+        step = self._newest_whole(sorted(steps, key=lambda step: step != best), PARTS[:1], tell)
+        self._check_fits(step, template)
+        part = ocp.args.Composite(parameters=ocp.args.StandardRestore(jax.tree.map(_somewhere, template)))
+        return self._manager.restore(step, args=part)["parameters"]
+
+    def _best_step(self, steps: list[int]) -> int | None:
+        """What the newest checkpoint knows to be the best."""
         for step in steps:
-            try:
-                self._check_fits(step, template)
-                found = read(step)
-            except UserError:
-                raise
-            except Exception as error:  # Orbax, TensorStore and grain raise anything for a file that is not as it was.
-                damaged[step] = _first_line(error)
-                continue
-            if damaged:
-                tell(f"{_damage(self.folder, damaged)}; the one of step {step} is used.")
-            return found, list(damaged)
-        raise UserError(f"{_damage(self.folder, damaged)}, and there is no other")
+            if not damage(self.folder / str(step), ["progress"]):
+                found = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+                return found["progress"]["best_step"]
+        return None
+
+    def _newest_whole(self, steps: Sequence[int], parts: Sequence[str], tell: Tell) -> int:
+        """The first of the steps whose checkpoint is whole in these parts."""
+        damaged: list[str] = []
+        for step in steps:
+            found = damage(self.folder / str(step), parts)
+            if not found:
+                if damaged:
+                    tell(f"{'; '.join(damaged)}: the checkpoint of step {step} is used.")
+                return step
+            damaged.append(f"{self.folder / str(step)} is damaged ({found})")
+        raise UserError(f"{'; '.join(damaged)}, and there is no other checkpoint")
 
     def _check_fits(self, step: int, template: Any) -> None:
         """Refuses a checkpoint whose parameters are not those of the template."""
@@ -167,8 +160,25 @@ class Checkpoints:
                     f"{there.get(path, 'missing')} there and {here.get(path, 'missing')} here"
                 )
 
+    def _seal(self) -> None:
+        """Orbax calls it when all files of a checkpoint are written, just before it is marked as whole."""
+        if jax.process_index() == 0:
+            # The folder has its final name, or that name and a temporary ending.
+            (folder,) = (path for path in self.folder.iterdir() if path.name.split(".")[0] == str(self._writing))
+            seal(folder, PARTS)
 
-def load_parameters(workdir: Path, template: Any, tell: Callable[[str], None] = say) -> Any:
+
+class _NewestAndBest:
+    """Orbax asks it which checkpoints to keep: two, in case the newest is damaged, and the best."""
+
+    best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        newest = [info.step for info in checkpoints][-2:]
+        return [info.step in (*newest, self.best) for info in checkpoints]
+
+
+def load_parameters(workdir: Path, template: Any, tell: Tell = say) -> Any:
     """The parameters of a work folder's best checkpoint: the moving average where the run kept one.
 
     Args:
@@ -176,20 +186,24 @@ def load_parameters(workdir: Path, template: Any, tell: Callable[[str], None] = 
         tell: is given the sentence that says which checkpoints are damaged.
 
     Raises:
-        UserError: there is no checkpoint, none can be read, or it is of another model.
+        UserError: there is no checkpoint, none is whole, or it is of another model.
     """
-    if not (workdir / FOLDER).is_dir():
+    if not (Path(workdir) / FOLDER).is_dir():
         raise UserError(f"{workdir} holds no checkpoints; train first")
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    with Checkpoints(Path(workdir), only_read=True) as checkpoints:
         return checkpoints.parameters(template, tell)
 
 
 def _handlers() -> Any:
+    """Tells Orbax how each part is written, so that it can also say what is in a checkpoint without reading it."""
+    arrays = (ocp.StandardCheckpointHandler, ocp.args.StandardSave, ocp.args.StandardRestore)
+    place = (grain.checkpoint.CheckpointHandler, grain.checkpoint.CheckpointSave, grain.checkpoint.CheckpointRestore)
+    numbers = (ocp.JsonCheckpointHandler, ocp.args.JsonSave, ocp.args.JsonRestore)
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for item in ("parameters", "training"):
-        handler = ocp.StandardCheckpointHandler()
-        for kind in (ocp.args.StandardSave, ocp.args.StandardRestore):
-            registry.add(item, kind, handler)
+    for part, (make, save, restore) in zip(PARTS, (arrays, arrays, place, numbers), strict=True):
+        handler = make()
+        registry.add(part, save, handler)
+        registry.add(part, restore, handler)
     return registry
 
 
@@ -205,18 +219,6 @@ def _somewhere(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["score"]
-
-
 def _shapes(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): str(tuple(leaf.shape)) for path, leaf in leaves}
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def _damage(folder: Path, damaged: dict[int, str]) -> str:
-    return f"Damaged checkpoints in {folder}: " + "; ".join(f"step {step} ({why})" for step, why in damaged.items())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import jax
 from attention_zoo.training import machine
 from attention_zoo.training.checkpoint import Checkpoints, Progress
 from attention_zoo.training.errors import Interrupted, UserError
-from attention_zoo.training.experiment import Experiment
+from attention_zoo.training.experiment import Batch, Experiment
 from attention_zoo.training.reporting import Meter, Reporter, say, write_whole
 from attention_zoo.training.sharding import check_batch_size, make_mesh, on_one_device, shard_batch
 from attention_zoo.training.step import Steps, evaluation_parameters
@@ -52,13 +53,11 @@ def fit(experiment: Experiment, workdir: Path | str, *, log_every: int = 50) -> 
     mesh = make_mesh()
     check_batch_size(experiment.batch_size, mesh)
     make_writable(workdir)
-    if first:
-        experiment.data.save(workdir)
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir))
         reporter = stack.enter_context(Reporter(workdir, experiment.name, experiment.steps, silent=not first))
         run = Run(experiment, checkpoints, reporter, Steps(experiment, mesh))
-        run.prepare()
+        run.prepare(workdir)
         with StopRequest() as stop:  # Before and after it everything is saved, and Ctrl-C may end the run at once.
             run.train(stop, log_every)
         return run.finish(workdir)
@@ -84,20 +83,25 @@ class Run:
 
     def __init__(self, experiment: Experiment, checkpoints: Checkpoints, reporter: Reporter, steps: Steps) -> None:
         self.experiment, self.checkpoints, self.reporter, self.steps = experiment, checkpoints, reporter, steps
-        self.meter, self.progress = Meter(), Progress()
-        self.saved = 0
+        self.meter = Meter()
+        self.warm = False
         self.began = self.mark = time.monotonic()
-        self.iterator: Any = iter(
-            experiment.data.train(experiment.seed, jax.process_index(), jax.process_count())
-        )
+        data = experiment.data.train(experiment.seed, jax.process_index(), jax.process_count())
+        self.iterator: Any = iter(data)
+        self.batch: dict[str, jax.Array] | None = None
 
-    def prepare(self) -> None:
+    def prepare(self, workdir: Path) -> None:
         """Compiles the step for every shape while the state is restored or made and the first batch is read."""
         found = self.checkpoints.restore(self.steps.state_shapes, self.iterator, self.reporter.tell)
-        shapes = list(self.experiment.data.shapes())
+        digest = getattr(self.experiment.data, "digest", "")
+        if found and found[1].data != digest:
+            raise UserError(f"the data are not those that the checkpoints in {workdir} were made with")
+        if jax.process_index() == 0:
+            self.experiment.data.save(workdir)
+        shapes = sorted(self.experiment.data.shapes(), key=_size, reverse=True)  # The longest to compile first.
         with ThreadPoolExecutor(len(shapes)) as threads:
             compiling = [threads.submit(self.steps.compile, shape) for shape in shapes]
-            self.state, self.progress = found or (self.steps.initial(), self.progress)
+            self.state, self.progress = found or (self.steps.initial(), Progress(data=digest))
             self.batch = self._next_batch()
             for result in compiling:
                 result.result()
@@ -114,11 +118,12 @@ class Run:
             self._advance()
             if progress.step % log_every == 0:
                 self._report()
-            score = None
-            if progress.step % experiment.evaluate_every == 0 or progress.step == experiment.steps:
-                score = self._evaluate()
-            if score is not None or progress.step % experiment.checkpoint_every == 0:
-                self._save(score)
+            last = progress.step == experiment.steps
+            evaluating = last or progress.step % experiment.evaluate_every == 0
+            if evaluating:
+                self._evaluate()
+            if evaluating or progress.step % experiment.checkpoint_every == 0:
+                self._save()
         self._stop_if_asked(stop, together=True)
 
     def finish(self, workdir: Path) -> dict[str, Any]:
@@ -141,16 +146,15 @@ class Run:
 
     def _advance(self) -> None:
         """One step. The batch after it is read while the devices work on it."""
-        batch = self.batch if self.batch is not None else self._next_batch()
-        self.batch = None
+        batch, self.batch = self.batch or self._next_batch(), None
         self.state, metrics = self.steps(self.state, batch)
         self.progress.step += 1
         self.meter.add(metrics)
         self.reporter.advance(self.progress.step)
-        if self.progress.step == self.saved + 1 and self.mark == self.began:
-            self._first_step_done()
+        if self.warm:
+            self.progress.examples += self.experiment.batch_size
         else:
-            self.progress.examples += len(jax.tree.leaves(batch)[0])
+            self._first_step_done()
 
     def _first_step_done(self) -> None:
         """Starts the clock of the training speed after a start's first step."""
@@ -158,7 +162,7 @@ class Run:
         if not self.progress.seconds_to_first_step:
             self.progress.seconds_to_first_step = round(machine.seconds_since_start(), 2)
             self.reporter.tell(f"First step after {self.progress.seconds_to_first_step:.1f} s.")
-        self.mark = time.monotonic()
+        self.warm, self.mark = True, time.monotonic()
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -191,28 +195,28 @@ class Run:
         self._report()
         self._report()
 
-    def _evaluate(self) -> float:
-        """The score of the dev split, higher is better."""
+    def _evaluate(self) -> None:
+        """Judges the parameters by the dev split; of equals the newer is the best."""
         self._drain()
         params = on_one_device(evaluation_parameters(self.state), self.steps.mesh)
         metrics = self.experiment.evaluate(params, "dev")
         self.reporter.evaluated(self.progress.step, "dev", metrics)
         score = score_of(metrics, self.experiment)
-        if self.progress.best is None or score > self.progress.best:
-            self.progress.best, self.progress.evaluations_without_best = score, 0
-        else:
-            self.progress.evaluations_without_best += 1
+        progress = self.progress
+        better = progress.best is None or score > progress.best
+        progress.evaluations_without_best = 0 if better else progress.evaluations_without_best + 1
+        if better or score == progress.best:
+            progress.best, progress.best_step = score, progress.step
         self.mark = time.monotonic()
-        return score
 
     def _out_of_patience(self) -> bool:
         patience = self.experiment.patience
         return patience is not None and self.progress.evaluations_without_best >= patience
 
-    def _save(self, score: float | None = None) -> None:
+    def _save(self) -> None:
         self._drain()
         self.saved = self.progress.step
-        self.checkpoints.save(self.state, self.iterator, replace(self.progress, seconds=self._seconds()), score)
+        self.checkpoints.save(self.state, self.iterator, replace(self.progress, seconds=self._seconds()))
         self.mark = time.monotonic()
 
     def _stop_if_asked(self, stop: StopRequest, together: bool) -> None:
@@ -238,8 +242,12 @@ class Run:
         }
 
 
+def _size(batch: Batch) -> int:
+    return sum(leaf.size for leaf in batch.values())
+
+
 def score_of(metrics: Mapping[str, Any], experiment: Experiment) -> float:
-    """The metric to choose the best checkpoint by, with its sign so that higher is better; NaN is worst.
+    """The metric to choose the best checkpoint by, with its sign so that higher is better; NaN is worst of all.
 
     Raises:
         ValueError: `evaluate` does not give the metric.
@@ -248,4 +256,4 @@ def score_of(metrics: Mapping[str, Any], experiment: Experiment) -> float:
         raise ValueError(f"best_metric {experiment.best_metric!r} is not among the metrics {', '.join(metrics)}")
     value = float(metrics[experiment.best_metric])
     score = value if experiment.best_mode == "max" else -value
-    return -math.inf if math.isnan(score) else score
+    return -sys.float_info.max if math.isnan(score) else score

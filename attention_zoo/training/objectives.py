@@ -39,13 +39,13 @@ def teacher_forcing(model: nn.Module, label_smoothing: float = 0.0, *, start: in
     def objective(
         params: Any, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        target = batch["target"]  # [B, T]
+        target = jnp.asarray(batch["target"])  # [B, T]
         logits, _ = model.apply(
             {"params": params}, batch["source"], batch["source_lengths"], shifted(target, start),
             deterministic=False, rngs={"dropout": key},
         )
         real = jnp.arange(target.shape[1])[None, :] < batch["target_lengths"][:, None]  # [B, T]
-        loss = cross_entropy(logits, target, real, label_smoothing)
+        loss = jnp.asarray(cross_entropy(logits, target, real, label_smoothing))
         right = jnp.sum(logits.argmax(-1) == target, where=real) / jnp.maximum(real.sum(), 1)
         return loss, {"loss": loss, "token_accuracy": right}
 

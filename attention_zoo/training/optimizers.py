@@ -51,6 +51,8 @@ def optimizer(
         ValueError: an unknown name or schedule, or settings that do not go together.
     """
     rule = choose("optimizer", name, RULES)
+    if accumulate < 1:
+        raise ValueError(f"optimizer: accumulate is at least 1; got {accumulate}")
     if weight_decay is not None:
         if name != "adamw":
             raise ValueError(f"optimizer: weight_decay goes with adamw, not with {name}")
@@ -147,7 +149,7 @@ NEEDED = {"constant": (), "cosine": ("steps",), "halving": ("steps_per_epoch", "
 class ParameterAverage(NamedTuple):
     """How many updates there were, and the parameters' average over them."""
 
-    count: jax.Array
+    updates: jax.Array
     averaged_parameters: optax.Params
 
 
@@ -166,7 +168,7 @@ def parameter_average(decay: float) -> optax.GradientTransformation:
     def update(
         updates: optax.Updates, state: ParameterAverage, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ParameterAverage]:
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.updates)
         weight = (1 - decay) / -jnp.expm1(count * jnp.log(decay))
         new = optax.apply_updates(params, updates)
         return updates, ParameterAverage(count, optax.incremental_update(new, state.averaged_parameters, weight))

@@ -1,6 +1,7 @@
 """One step of training: the state, the compiled update, and the parameters to evaluate."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -70,9 +71,10 @@ class Steps:
 
     def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
         self.mesh = mesh
-        batch = next(iter(experiment.data.shapes()))
-        self._initial = lambda: initial_state(experiment, batch)
-        shapes = jax.eval_shape(self._initial)
+        self._batch_size = experiment.batch_size
+        self._blank = dict(next(iter(experiment.data.shapes())))
+        self._initial = partial(initial_state, experiment)
+        shapes = jax.eval_shape(self._initial, self._blank)
         self.shardings = tree_shardings(shapes, mesh)
         self.state_shapes: TrainState = jax.tree.map(_placed, shapes, self.shardings)
         step = train_step(experiment.objective, experiment.optimizer)
@@ -81,14 +83,15 @@ class Steps:
 
     def initial(self) -> TrainState:
         """The state before the first step, made where it stays."""
-        return jax.jit(self._initial, out_shardings=self.shardings)()
+        # It runs once: on the CPU, optimising it would take longer than running it.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+        return jax.jit(self._initial, out_shardings=self.shardings, compiler_options=options)(self._blank)
 
     def compile(self, batch: Batch) -> None:
-        """Compiles the step for this process's share of a batch of this shape."""
+        """Compiles the step for whole batches, those of all processes together, as wide as this one."""
         rows = batch_sharding(self.mesh)
-        count = jax.process_count()
         shapes = {
-            name: jax.ShapeDtypeStruct((len(leaf) * count, *leaf.shape[1:]), leaf.dtype, sharding=rows)
+            name: jax.ShapeDtypeStruct((self._batch_size, *leaf.shape[1:]), leaf.dtype, sharding=rows)
             for name, leaf in batch.items()
         }
         self._compiled[_shape(shapes)] = self._step.lower(self.state_shapes, shapes).compile()

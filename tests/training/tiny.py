@@ -1,8 +1,8 @@
 """A tiny sequence-to-sequence model with dropout, and data that it learns to copy, as an Experiment."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -28,45 +28,52 @@ class Tiny(nn.Module):
         return nn.Dense(VOCABULARY)(hidden), None
 
 
-def rows(seed: int, length: int) -> dict[str, np.ndarray]:
+def rows(seed: int, length: int, count: int = ROWS) -> dict[str, np.ndarray]:
     """A batch of random sequences that end with END, the target equal to the source."""
     random = np.random.default_rng(seed)
-    lengths = random.integers(2, length + 1, ROWS).astype(np.int32)
-    tokens = random.integers(4, VOCABULARY, (ROWS, length)).astype(np.int32)
+    lengths = random.integers(2, length + 1, (count, 1))
     places = np.arange(length)[None]
-    tokens = np.where(places == lengths[:, None] - 1, 2, np.where(places < lengths[:, None], tokens, 0)).astype(np.int32)
+    tokens = np.where(places < lengths, random.integers(4, VOCABULARY, (count, length)), 0)
+    tokens = np.where(places == lengths - 1, 2, tokens).astype(np.int32)
+    lengths = lengths[:, 0].astype(np.int32)
     return {"source": tokens, "source_lengths": lengths, "target": tokens, "target_lengths": lengths}
 
 
 class Copies:
-    """Batches of two shapes in an order that follows from the seed; reading one may be made slow."""
+    """Batches of the shapes of `lengths`, in an order that follows from the seed.
 
-    def __init__(self, delay: float = 0.0) -> None:
-        self.delay = delay
+    `on_read` is called with the number of batches read before, whenever one is read.
+    """
+
+    def __init__(self, lengths: tuple[int, ...] = LENGTHS, on_read: Callable[[int], None] = lambda count: None) -> None:
+        self.lengths, self.on_read, self.count = lengths, on_read, 0
 
     def train(self, seed: int, process_index: int = 0, process_count: int = 1) -> grain.IterDataset:
-        batches = grain.MapDataset.range(97).seed(seed).shuffle().repeat().map(self._batch)
         share = ROWS // process_count
         mine = slice(process_index * share, (process_index + 1) * share)
-        return batches.map(lambda batch: {name: leaf[mine] for name, leaf in batch.items()}).to_iter_dataset()
 
-    def _batch(self, number: int) -> dict[str, np.ndarray]:
-        time.sleep(self.delay)
-        return rows(number, LENGTHS[number % 2])
+        def batch(number: int) -> dict[str, np.ndarray]:
+            self.on_read(self.count)
+            self.count += 1
+            whole = rows(number, self.lengths[number % len(self.lengths)])
+            return {name: leaf[mine] for name, leaf in whole.items()}
+
+        here = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        return grain.MapDataset.range(97).seed(seed).shuffle().repeat().map(batch).to_iter_dataset(here)
 
     def split(self, name: str) -> Iterator[dict[str, np.ndarray]]:
-        yield rows({"dev": 1001, "test": 1002}[name], LENGTHS[0])
+        yield rows({"dev": 1001, "test": 1002}[name], self.lengths[0])
 
     def shapes(self) -> list[dict[str, np.ndarray]]:
-        return [{name: np.zeros_like(leaf) for name, leaf in rows(0, length).items()} for length in LENGTHS]
+        return [{name: np.zeros_like(leaf) for name, leaf in rows(0, length).items()} for length in self.lengths]
 
     def save(self, folder: Path) -> None:
         (folder / "vocabulary.json").write_text("{}")
 
 
-def experiment(delay: float = 0.0, **settings) -> Experiment:
+def experiment(data: Copies | None = None, **settings: Any) -> Experiment:
     """The run of a `Tiny` on `Copies`; `settings` are fields of Experiment."""
-    model, data = Tiny(), Copies(delay)
+    model, data = Tiny(), data or Copies()
 
     def init(key, batch):
         return model.init(key, batch["source"], batch["source_lengths"], shifted(batch["target"]))["params"]
@@ -83,9 +90,10 @@ def experiment(delay: float = 0.0, **settings) -> Experiment:
     def draw(params, folder):
         (folder / "curve.png").write_bytes(b"")
 
-    fields = dict(
-        name="tiny", data=data, init=init, objective=teacher_forcing(model), optimizer=optimizer("adam", 0.02),
-        evaluate=evaluate, best_metric="token_accuracy", predict=lambda params, inputs: iter(()), draw=draw,
-        steps=24, evaluate_every=10, checkpoint_every=5, batch_size=ROWS,
-    )
+    fields: dict[str, Any] = {
+        "name": "tiny", "data": data, "init": init, "objective": teacher_forcing(model),
+        "optimizer": optimizer("adam", 0.02, ema=0.9), "evaluate": evaluate, "best_metric": "token_accuracy",
+        "predict": lambda params, inputs: iter(()), "draw": draw, "steps": 24, "evaluate_every": 10,
+        "checkpoint_every": 5, "batch_size": ROWS,
+    }
     return Experiment(**(fields | settings))
