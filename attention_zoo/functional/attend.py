@@ -1,10 +1,12 @@
 """Read: the context is the weighted sum of the values; and score -> align -> read in one call."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 
 from attention_zoo.functional.alignment import Alignment, softmax
+from attention_zoo.functional.loop import join_queries, product
 from attention_zoo.functional.scores import scaled_dot
 from attention_zoo.notation import Array, Bool, Float, checked
 
@@ -18,7 +20,7 @@ def read(weights: Float[Array, "*#b T S"], values: Float[Array, "*#b S V"]) -> F
     >>> read(jnp.array([[0.25, 0.75]]), jnp.array([[4.0], [8.0]]))
     Array([[7.]], dtype=float32)
     """
-    return jnp.einsum("...ts,...sv->...tv", weights, values)
+    return product(partial(jnp.einsum, "...ts,...sv->...tv"), weights, values, join=join_queries)
 
 
 @checked

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from attention_zoo.functional.loop import project, scan
 from attention_zoo.functional.masks import within
 from attention_zoo.notation import Array, Float, Int, checked
 
@@ -125,12 +126,6 @@ def zeros(inputs: Float[Array, "*b S I"], weights: RecurrentWeights) -> Float[Ar
     return jnp.zeros((*inputs.shape[:-2], weights.recurrent.shape[0]), jnp.result_type(inputs))
 
 
-def project(inputs: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """`x W + b` with x flattened to two axes: XLA:CPU's fast path, above all for the gradient of W."""
-    flat = inputs.reshape(-1, inputs.shape[-1]) @ kernel
-    return (flat if bias is None else flat + bias[None]).reshape(*inputs.shape[:-1], kernel.shape[-1])
-
-
 @checked
 def recur(
     cell: Cell,
@@ -158,8 +153,23 @@ def recur(
     """
     _check_step(4 if isinstance(state, LSTMState) else 3, projected, recurrent, recurrent_bias, *state)
     alive = None if lengths is None else jnp.moveaxis(within(lengths, projected.shape[0]), -1, 0)[..., None]
-    bias = jnp.zeros_like(recurrent[0]) if recurrent_bias is None else recurrent_bias
-    return _scan(cell, reverse, projected, recurrent, bias, state, alive)
+    final, outputs = scan(partial(_step, cell), (recurrent, recurrent_bias), state, (projected, alive), reverse=reverse)
+    return outputs, final
+
+
+def _step(
+    cell: Cell, weights: tuple[Array, Array | None], before: State, inputs: tuple[Array, Array | None]
+) -> tuple[State, Array]:
+    projected, alive = inputs
+    recurrent = project(before.hidden, *weights)
+
+    def advance(projected: Array, recurrent: Array, before: State) -> State:
+        after = cell(projected, recurrent, before)
+        return after if alive is None else jax.tree.map(partial(jnp.where, alive), after, before)
+
+    # Gates are cheaper to compute again than to keep for every step.
+    after = jax.checkpoint(advance, prevent_cse=False)(projected, recurrent, before)
+    return after, after.hidden if alive is None else jnp.where(alive, after.hidden, 0)
 
 
 def _layer(
@@ -192,51 +202,3 @@ def _check_step(
     memory: Float[Array, "*b D"] | None = None,
 ) -> None:
     """The shapes inside a state, and how many gates the weights of its cell have."""
-
-
-def _step(cell: Cell, projected: Array, recurrent: Array, state: State, alive: Array | None) -> State:
-    new = cell(projected, recurrent, state)
-    return new if alive is None else jax.tree.map(partial(jnp.where, alive), new, state)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(
-    cell: Cell, reverse: bool, projected: Array, kernel: Array, bias: Array, state: State, alive: Array | None
-) -> tuple[Array, State]:
-    """Runs `cell` over the leading axis of `projected`; its gradient collects dU after the scan."""
-    return _scan_forward(cell, reverse, projected, kernel, bias, state, alive)[0]
-
-
-def _scan_forward(cell, reverse, projected, kernel, bias, state, alive):  # type: ignore[no-untyped-def]
-    def step(before: State, inputs: tuple[Array, Array | None]) -> tuple[State, tuple[Array, State, Array]]:
-        product = before.hidden @ kernel
-        recurrent = product + jnp.expand_dims(bias, tuple(range(product.ndim - 1)))
-        after = _step(cell, inputs[0], recurrent, before, inputs[1])
-        output = after.hidden if inputs[1] is None else jnp.where(inputs[1], after.hidden, 0)
-        return after, (output, before, recurrent)
-
-    final, (outputs, befores, recurrents) = jax.lax.scan(step, state, (projected, alive), reverse=reverse)
-    return (outputs, final), (projected, kernel, befores, recurrents, alive)
-
-
-def _scan_backward(cell, reverse, residuals, gradients):  # type: ignore[no-untyped-def]
-    projected, kernel, befores, recurrents, alive = residuals
-    d_outputs, d_final = gradients
-
-    def step(d_after: State, inputs):  # type: ignore[no-untyped-def]
-        d_output, projected, before, recurrent, alive = inputs
-        masked = d_output if alive is None else jnp.where(alive, d_output, 0)
-        d_after = d_after._replace(hidden=d_after.hidden + masked)
-        _, pull_back = jax.vjp(lambda x, u, s: _step(cell, x, u, s, alive), projected, recurrent, before)
-        d_projected, d_recurrent, d_before = pull_back(d_after)
-        d_before = d_before._replace(hidden=d_before.hidden + d_recurrent @ kernel.T)
-        return d_before, (d_projected, d_recurrent)
-
-    inputs = (d_outputs, projected, befores, recurrents, alive)
-    d_state, (d_projected, d_recurrent) = jax.lax.scan(step, d_final, inputs, reverse=not reverse)
-    flat = d_recurrent.reshape(-1, kernel.shape[1])
-    d_kernel = befores.hidden.reshape(-1, kernel.shape[0]).T @ flat
-    return d_projected, d_kernel, flat.sum(0), d_state, None
-
-
-_scan.defvjp(_scan_forward, _scan_backward)

@@ -4,8 +4,12 @@ Leading axes of queries and keys broadcast. What a score learns comes in as arra
 owns them. Scores that project their keys take keys that are projected already, once per sequence.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 
+from attention_zoo.functional.loop import join_queries, product
 from attention_zoo.functional.masks import same_rank
 from attention_zoo.notation import Array, Float, checked
 
@@ -17,7 +21,7 @@ def dot(queries: Float[Array, "*#b T D"], keys: Float[Array, "*#b S D"]) -> Floa
     >>> dot(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0], [5.0, 6.0]]))
     Array([[11., 17.]], dtype=float32)
     """
-    return jnp.einsum("...td,...sd->...ts", queries, keys)
+    return product(partial(jnp.einsum, "...td,...sd->...ts"), queries, keys, join=join_queries)
 
 
 @checked
@@ -55,6 +59,11 @@ def additive(
     Array([[0., 0., 0.]], dtype=float32)
     """
     queries, keys = same_rank(queries, keys)
+    # The [..., T, S, D] tensor is cheaper to compute again in the backward pass than to keep, above all in a scan.
+    return jax.checkpoint(_additive, prevent_cse=False)(queries, keys, energy)
+
+
+def _additive(queries: Array, keys: Array, energy: Array) -> Array:
     return jnp.tanh(queries[..., :, None, :] + keys[..., None, :, :]) @ energy
 
 

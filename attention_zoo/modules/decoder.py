@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from attention_zoo.functional.alignment import Alignment
+from attention_zoo.functional.loop import scan
 from attention_zoo.functional.recurrent import State
 from attention_zoo.modules.attention import Attention, Memory
 from attention_zoo.modules.dense import Dense
@@ -109,12 +110,19 @@ class RecurrentDecoder(nn.Module):
     ) -> tuple[jax.Array, DecoderState, Alignment]:
         projected = self.stack[0].project(jnp.moveaxis(inputs, -2, 0))
         one = _previous if self.query == "previous" else _current
-        scan = nn.scan(
-            lambda module, state, projected: one(module, state, projected, memory, deterministic),
-            variable_broadcast="params",
-            split_rngs={"params": False, "dropout": True},
-        )
-        state, (steps, alignment) = scan(self, state, projected)
+        if self.is_initializing():
+            one(self, memory, deterministic, state, projected[0])  # makes the parameters that the loop then reads
+        module, variables = self.unbind()
+        random = not deterministic and self.dropout > 0
+        keys = jax.random.split(self.make_rng("dropout"), len(projected)) if random else None
+
+        def step(constants: Any, state: DecoderState, inputs: Any) -> Any:
+            variables, memory = constants
+            projected, key = inputs
+            rngs = None if key is None else {"dropout": key}
+            return module.apply(variables, memory, deterministic, state, projected, method=one, rngs=rngs)
+
+        state, (steps, alignment) = scan(step, (variables, memory), state, (projected, keys))
         features, *context = jax.tree.map(lambda step: jnp.moveaxis(step, 0, -2), steps)
         if self.query == "previous":
             features = self._deep(features, inputs, *context)
@@ -144,7 +152,7 @@ def _attend_once(
     return context[..., 0, :], alignment, state
 
 
-def _previous(module, state, projected, memory, deterministic):  # type: ignore[no-untyped-def]
+def _previous(module, memory, deterministic, state, projected):  # type: ignore[no-untyped-def]
     """Bahdanau's step: s_{t-1} asks, the context enters the cell."""
     before = state.layers[-1].hidden
     context, alignment, attention = _attend_once(module, before, memory, state.attention)
@@ -152,7 +160,7 @@ def _previous(module, state, projected, memory, deterministic):  # type: ignore[
     return DecoderState(layers, None, attention), ((before, context), alignment)
 
 
-def _current(module, state, projected, memory, deterministic):  # type: ignore[no-untyped-def]
+def _current(module, memory, deterministic, state, projected):  # type: ignore[no-untyped-def]
     """Luong's step with input feeding: the last attentional vector enters the cell, h_t asks."""
     layers = module.advance(projected + module.enter(state.fed), state.layers, deterministic)
     hidden = layers[-1].hidden

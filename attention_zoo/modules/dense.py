@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from attention_zoo.functional.recurrent import project
+from attention_zoo.functional.loop import project
 
 
 class Dense(nn.Module):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from attention_zoo.functional.loop import project
 from attention_zoo.functional.recurrent import Cell, GRUState, LSTMState, State, gru_cell, lstm_cell, recur
 from attention_zoo.modules.dense import Dense
 from attention_zoo.notation import Array, Float, Int, checked
@@ -46,9 +47,7 @@ class RecurrentLayer(nn.Module):
 
     def step(self, projected: jax.Array, state: State) -> State:
         """One step from a projected input [..., G]."""
-        kernel, bias = self._recurrent(projected.dtype)
-        recurrent = state.hidden @ kernel
-        return CELLS[self.cell][0](projected, recurrent if bias is None else recurrent + bias, state)
+        return CELLS[self.cell][0](projected, project(state.hidden, *self._recurrent(projected.dtype)), state)
 
     def run(self, projected: jax.Array, state: State, lengths: jax.Array | None = None) -> tuple[jax.Array, State]:
         """All steps from projected inputs, time first: outputs [S, ..., D] and the last state."""
