@@ -118,8 +118,7 @@ def draw_plan(bucket: np.ndarray, batch_size: int, rng: np.random.Generator | No
         missing = batch_size - len(rest)
         extra = np.full(missing, FILLER) if rng is None else np.resize(order, missing)
         rows.append(np.concatenate([rest, extra])[None])
-        # Filled up with rows of any length it needs the widest bucket; that also keeps the shapes of all epochs alike.
-        buckets.append(int(bucket[rest].max() if rng is None else bucket.max()))
+        buckets.append(number)
     shuffled = np.arange(len(buckets)) if rng is None else rng.permutation(len(buckets))
     return Plan(np.concatenate(rows)[shuffled], np.array(buckets)[shuffled])
 

@@ -79,6 +79,7 @@ def test_an_epoch_sees_every_row_and_repeats_less_than_a_batch(bucket, batch_siz
     assert counts.min() >= 1
     assert plan.rows.shape == (-(-len(bucket) // batch_size), batch_size)
     assert (counts - 1).sum() < batch_size
+    assert counts.max() <= 1 + -(-batch_size // len(bucket))  # the rows that fill up are all different
 
 
 @given(buckets, st.integers(1, 11))

@@ -132,6 +132,12 @@ def test_what_is_held_out_is_stated(files):
     ]
 
 
+def test_which_pairs_are_held_out_is_the_same_in_every_process():
+    splits, _ = hold_out({"train": Pairs(SOURCES, TARGETS)})  # by hand: sorted by sha256("dev the 25 cats"), ...
+    assert splits["dev"].sources == ["the 25 cats", "the 32 cats"]
+    assert splits["test"].sources == ["the 5 cats", "the 39 cats"]
+
+
 def test_the_vocabulary_comes_from_train_alone(files):
     data = parallel_text(*files, tokenizer="words")
     held_out = data.sources("dev") + data.sources("test")
