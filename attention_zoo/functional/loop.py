@@ -39,9 +39,7 @@ class _Tape(NamedTuple):
 _tape: ContextVar[_Tape | None] = ContextVar("tape", default=None)
 
 
-def product(
-    operation: Operation, inputs: Array, constant: Array, *, join: Callable[[Array], Array]
-) -> jax.Array:
+def product(operation: Operation, inputs: Array, constant: Array, *, join: Callable[[Array], Array]) -> jax.Array:
     """`operation(inputs, constant)`, linear in both; inside `scan` its gradient by the constant waits for the end.
 
     Args:

@@ -1,6 +1,6 @@
 """The recurrent encoder-decoder: from the fixed context vector to attention, in one model."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,22 @@ from flax.typing import Dtype
 from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.masks import within
 from attention_zoo.functional.recurrent import State
-from attention_zoo.modules.attention import Additive, Attention, Concat, Cosine, Dot, General, Location, Memory, ScaledDot
+from attention_zoo.modules.attention import (
+    Additive,
+    Attention,
+    Concat,
+    Cosine,
+    Dot,
+    General,
+    Location,
+    Memory,
+    ScaledDot,
+)
 from attention_zoo.modules.decoder import DecoderState, RecurrentDecoder
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding, OneHotEmbedding
 from attention_zoo.modules.recurrent import CELLS, RecurrentEncoder
-from attention_zoo.notation import Bool, Float, Int, checked
+from attention_zoo.notation import Float, Int, checked
 
 ATTENTIONS = ("none", "context", "bahdanau", "luong")
 BRIDGES = ("dense", "backward", "copy")

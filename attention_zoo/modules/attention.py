@@ -187,9 +187,7 @@ class Attention(nn.Module):
         """The state before the first query; None where the mechanism has none."""
         return None
 
-    def __call__(
-        self, queries: jax.Array, memory: Memory, state: Any = None
-    ) -> tuple[jax.Array, Alignment, Any]:
+    def __call__(self, queries: jax.Array, memory: Memory, state: Any = None) -> tuple[jax.Array, Alignment, Any]:
         """Attends for queries [..., T, Q]: context [..., T, V], the alignment, and the next state."""
         context, alignment = attend(
             queries,

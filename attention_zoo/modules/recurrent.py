@@ -114,7 +114,9 @@ class RecurrentEncoder(nn.Module):
         read = self.forward_layers[number](inputs, lengths)
         if not self.bidirectional:
             return read
-        return jax.tree.map(lambda *both: jnp.concatenate(both, -1), read, self.backward_layers[number](inputs, lengths))
+        return jax.tree.map(
+            lambda *both: jnp.concatenate(both, -1), read, self.backward_layers[number](inputs, lengths)
+        )
 
 
 def _gate_bias(cell: str, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
