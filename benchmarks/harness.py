@@ -1,0 +1,118 @@
+"""Side-by-side timing: equal results first, then interleaved repetitions and ratios with their spread."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One implementation of a benchmark's work, as a JAX function and its own arguments.
+
+    `compared(work(*arguments))` must equal what the other contestants give; all of it by default.
+    """
+
+    implementation: str
+    work: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    compared: Callable[[Any], Any] = lambda result: result
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured line, as `--json` writes it.
+
+    `median_ms`, `low_ms`, `high_ms`: median and quartiles. `ratio`: this implementation's time over
+    attention_zoo's, pair by pair (above 1 = attention_zoo is faster), with its 95 % confidence interval.
+    """
+
+    benchmark: str
+    case: str
+    direction: str
+    implementation: str
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    compile_s: float
+    temporary_bytes: int
+    flops: float
+    error_vs_reference: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+def compare(
+    benchmark: str,
+    case: str,
+    direction: str,
+    contestants: Sequence[Contestant],
+    *,
+    tolerance: float,
+    repetitions: int = 15,
+) -> list[Row]:
+    """Compiles all, checks that they agree with the first (attention_zoo), and times them in turn: A B A B ...
+
+    Raises:
+        ValueError: a result differs from the first by more than `tolerance`, relative to its largest value;
+            nothing is timed then.
+    """
+    compiled, compile_s = zip(*map(_compile, contestants), strict=True)
+    results = [one.compared(run(*one.arguments)) for run, one in zip(compiled, contestants, strict=True)]
+    errors = [_error(result, results[0]) for result in results]
+    for one, error in zip(contestants, errors, strict=True):
+        if not error <= tolerance:
+            raise ValueError(
+                f"{benchmark}, {case}: {one.implementation} differs from {contestants[0].implementation} by "
+                f"{error:.1e} (tolerance {tolerance:.0e}); not timed"
+            )
+    rounds = [[_milliseconds(run, one.arguments) for run, one in zip(compiled, contestants, strict=True)]
+              for _ in range(1 + repetitions)]  # fmt: skip
+    times = np.array(rounds[1:])  # the first round warms up
+    rows = []
+    for number, one in enumerate(contestants):
+        cost = (round(compile_s[number], 2), *_cost(compiled[number]), errors[number])
+        quartiles = np.quantile(times[:, number], [0.5, 0.25, 0.75]).round(2).tolist()
+        ratios = median_with_interval(times[:, number] / times[:, 0])
+        rows.append(Row(benchmark, case, direction, one.implementation, *quartiles, *cost, *ratios))
+    return rows
+
+
+def median_with_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """The median and its 95 % confidence interval from order statistics (no assumption on the distribution)."""
+    ordered = np.sort(values)
+    reach = 0.98 * np.sqrt(len(ordered))  # 1.96 standard deviations of a binomial with p = 1/2, halved
+    low = max(int(np.floor(len(ordered) / 2 - reach)), 0)
+    high = min(int(np.ceil(len(ordered) / 2 + reach)), len(ordered) - 1)
+    return round(float(np.median(ordered)), 3), round(float(ordered[low]), 3), round(float(ordered[high]), 3)
+
+
+def _compile(contestant: Contestant) -> tuple[Any, float]:
+    began = time.perf_counter()
+    compiled = jax.jit(contestant.work).lower(*contestant.arguments).compile()
+    return compiled, time.perf_counter() - began
+
+
+def _milliseconds(run: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(run(*arguments))
+    return (time.perf_counter() - began) * 1e3
+
+
+def _error(result: Any, reference: Any) -> float:
+    """The largest difference of any leaf, relative to the largest value of that leaf."""
+
+    def one(leaf: Any, expected: Any) -> float:
+        leaf, expected = np.asarray(leaf, np.float64), np.asarray(expected, np.float64)
+        return float(np.abs(leaf - expected).max() / max(np.abs(expected).max(), 1e-30))
+
+    return max(jax.tree.leaves(jax.tree.map(one, result, reference)))
+
+
+def _cost(compiled: Any) -> tuple[int, float]:
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    return int(memory.temp_size_in_bytes), float((cost or {}).get("flops", float("nan")))
