@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attention_zoo.training import UserError
@@ -19,7 +19,7 @@ USAGE = f"""\
 {PROGRAM} predict WORKDIR INPUT... [--plot FILE]      what it makes of your own input
 {PROGRAM} compare WORKDIR... --plot FILE              accuracy against source length, runs side by side
 Each command, and `train NAME`, explains its flags with --help."""
-COMMANDS = {"list": listing, "evaluate": evaluate, "predict": predict, "compare": compare}
+COMMANDS: dict[str, Callable[..., int]] = {"list": listing, "evaluate": evaluate, "predict": predict, "compare": compare}
 
 
 def main(words: Sequence[str] | None = None) -> int:

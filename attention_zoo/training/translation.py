@@ -16,8 +16,9 @@ from flax import linen as nn
 from attention_zoo.data.vocabulary import END, PAD, START
 from attention_zoo.figures import draw_alignment, save
 from attention_zoo.functional.losses import cross_entropy
+from attention_zoo.functional.masks import within
 from attention_zoo.functional.search import Decoded, beam, greedy
-from attention_zoo.training.experiment import Experiment, Metrics, Prediction
+from attention_zoo.training.experiment import Experiment, Prediction
 from attention_zoo.training.objectives import shifted, teacher_forcing
 from attention_zoo.training.translation_metrics import judge, metrics, text_scores, write_lengths
 
@@ -39,11 +40,13 @@ class Translator:
         return jax.jit(partial(_search, self.model, self.data.max_target), static_argnames="width")
 
     @cached_property
-    def losses(self) -> Callable[..., jax.Array]:
-        """`losses(params, batch)`: the summed cross-entropy of each row's target, in nats, [B]."""
-        return jax.jit(partial(_losses, self.model))
+    def judge(self) -> Callable[..., dict[str, jax.Array]]:
+        """`judge(params, batch, decoded)`: what each row adds to the metrics, see `translation_metrics.judge`."""
+        return jax.jit(lambda params, batch, decoded: judge(batch, decoded, _losses(self.model, params, batch)))
 
-    def evaluate(self, params: Any, split: str = "dev", beam_size: int = 1, folder: Path | None = None) -> Metrics:
+    def evaluate(
+        self, params: Any, split: str = "dev", beam_size: int = 1, folder: Path | None = None
+    ) -> dict[str, Any]:
         """The metrics of a split, searched greedily or with a beam.
 
         With a folder, the test split's lengths.json is written there, which `compare` draws from.
@@ -51,15 +54,14 @@ class Translator:
         rows, hypotheses = [], []
         for batch in self.data.split(split):
             decoded = self.search(params, batch["source"], batch["source_lengths"], width=beam_size)
-            rows.append(judge(batch, decoded, self.losses(params, dict(batch))))
+            found = jax.device_get(self.judge(params, dict(batch), decoded))
+            rows.append({name: values[batch["valid"]] for name, values in found.items()})
             if self.tokenize is not None:
                 hypotheses += [self.data.target.decode(row) for row in np.asarray(decoded.tokens)[batch["valid"]]]
         if folder is not None and split == "test":
             write_lengths(rows, folder)
-        found: dict[str, Any] = metrics(rows)
-        if self.tokenize is not None:
-            found |= text_scores(hypotheses, self.data.references(split), self.tokenize)
-        return found
+        scores = {} if self.tokenize is None else text_scores(hypotheses, self.data.references(split), self.tokenize)
+        return {**metrics(rows), **scores}
 
     def predict(self, params: Any, inputs: Sequence[str], beam_size: int = 1) -> Iterator[Prediction]:
         """One `Prediction` an input, in order; symbols never seen in training are named in its warnings.
@@ -81,17 +83,22 @@ class Translator:
 
     def _heat_map(self, batch: Mapping[str, np.ndarray], decoded: Decoded, row: int) -> Callable[[Path], None] | None:
         """Writes the row's weights as a picture, source and translation on the axes; None without attention."""
-        if decoded.alignment is None:
+        alignment: Any = decoded.alignment
+        if alignment is None:
             return None
         source = np.asarray(batch["source"][row])[: int(batch["source_lengths"][row])]
         tokens = np.asarray(decoded.tokens[row])[: int(decoded.lengths[row])]
-        weights = np.asarray(decoded.alignment.weights[row])[: len(tokens), : len(source)]
+        weights = np.asarray(alignment.weights[row])[: len(tokens), : len(source)]
         labels = self.data.source.tokens(source), self.data.target.tokens(tokens)
         spans = None
         if "spans" in batch:
             spans = np.zeros((len(tokens), 2), np.int32)
             spans[: batch["spans"].shape[1]] = batch["spans"][row][: len(tokens)]
-        return lambda path: save(draw_alignment(weights, *labels, spans=spans), path)
+
+        def plot(path: Path) -> None:
+            save(draw_alignment(weights, *labels, spans=spans), path)
+
+        return plot
 
     def draw(self, params: Any, folder: Path, count: int = 4) -> None:
         """Heat maps of a few dev examples, one in Cyrillic letters among them if there is one."""
@@ -128,7 +135,7 @@ def _search(model: nn.Module, max_length: int, params: Any, source: jax.Array, s
 def _losses(model: nn.Module, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
     target = batch["target"]
     logits, _ = model.apply({"params": params}, batch["source"], batch["source_lengths"], shifted(target))
-    real = jnp.arange(target.shape[1])[None] < batch["target_lengths"][:, None]
+    real = within(batch["target_lengths"], target.shape[1])
     return jax.vmap(lambda *row: cross_entropy(*row) * row[-1].sum())(logits, target, real)
 
 

@@ -3,63 +3,66 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
 from attention_zoo.data.vocabulary import PAD, UNKNOWN
+from attention_zoo.functional.masks import within
+from attention_zoo.functional.metrics import alignment_accuracy, alignment_entropy, sequence_accuracy, token_accuracy
 from attention_zoo.functional.search import Decoded
 
-Rows = dict[str, np.ndarray]
+Rows = Mapping[str, np.ndarray]
 
 
-def judge(batch: Mapping[str, np.ndarray], decoded: Decoded, loss: np.ndarray) -> Rows:
-    """What each real row of a batch adds to the metrics, one entry of every array a row.
+def judge(batch: Mapping[str, jax.Array], decoded: Decoded, losses: jax.Array) -> dict[str, jax.Array]:
+    """What each row of a batch adds to the metrics: one entry of every array a row, [B].
 
     Args:
-        batch: source_lengths [B], target [B, T], target_lengths [B], valid [B]; spans [B, T, 2] where known.
-        decoded: what the search found: tokens [B, L], lengths [B], and the alignment's weights [B, L, S] or None.
-        loss: the summed cross-entropy of each row's target, in nats, [B].
+        batch: source_lengths [B], target [B, T], target_lengths [B]; gold spans [B, T, 2] where known.
+        decoded: what the search wrote: tokens [B, L], lengths [B], and the alignment's weights [B, L, S] or None.
+        losses: the summed cross-entropy of each row's target, in nats, [B].
 
     Returns:
-        source_length (without END), exact, right (positions of the target that hold the right token), tokens (of
-        the target), loss; with an alignment also entropy and steps; with spans too, pointed (steps whose strongest
-        source position is inside the gold span) and pointing (steps that have one).
+        source_length (without END), exact, right (tokens of the target that were written in their place), tokens (of
+        the target), loss; with an alignment also entropy (summed) and steps; with spans too, pointed (steps whose
+        strongest source position is inside the gold span) and pointing (steps that have one).
     """
-    target, lengths = np.asarray(batch["target"]), np.asarray(batch["target_lengths"])
-    right = _right(target, lengths, np.asarray(decoded.tokens)).sum(1)
+    target, lengths = batch["target"], batch["target_lengths"]
+    real = within(lengths, target.shape[1])
+    # A symbol that the vocabulary lacks is never right, whatever was written.
+    written = _fitted(jnp.where(decoded.tokens == UNKNOWN, PAD, decoded.tokens), target.shape[1])
     rows = {
-        "source_length": np.asarray(batch["source_lengths"]) - 1,
-        "exact": (right == lengths) & (np.asarray(decoded.lengths) == lengths),
-        "right": right, "tokens": lengths, "loss": np.asarray(loss),
+        "source_length": batch["source_lengths"] - 1,
+        "exact": jax.vmap(sequence_accuracy)(written, target, real) == 1,
+        "right": jnp.round(jax.vmap(token_accuracy)(written, target, real) * lengths),
+        "tokens": lengths,
+        "loss": losses,
     }
-    if decoded.alignment is not None:
-        rows |= _looked(batch, np.asarray(decoded.alignment.weights), np.asarray(decoded.lengths))
-    return {name: values[np.asarray(batch["valid"])] for name, values in rows.items()}
-
-
-def _right(target: np.ndarray, lengths: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Positions of the target that hold the same token, [B, T]; an unknown token is never right."""
-    shown = np.full_like(target, PAD)
-    width = min(target.shape[1], tokens.shape[1])
-    shown[:, :width] = tokens[:, :width]
-    real = np.arange(target.shape[1]) < lengths[:, None]
-    return (shown == target) & (target != UNKNOWN) & real
-
-
-def _looked(batch: Mapping[str, np.ndarray], weights: np.ndarray, lengths: np.ndarray) -> Rows:
-    """Where the steps before each row's END looked: [B, L, S] weights against [B, T, 2] spans."""
-    written = np.arange(weights.shape[1]) < lengths[:, None]
-    safe = np.where(weights > 0, weights, 1)
-    entropy = -(weights * np.log(safe)).sum(-1)
-    rows = {"entropy": (entropy * written).sum(1), "steps": written.sum(1)}
-    if "spans" in batch:
-        width = min(weights.shape[1], batch["spans"].shape[1])
-        first, end = np.moveaxis(np.asarray(batch["spans"])[:, :width], -1, 0)
-        strongest, known = weights[:, :width].argmax(-1), written[:, :width] & (end > first)
-        rows["pointed"] = ((strongest >= first) & (strongest < end) & known).sum(1)
-        rows["pointing"] = known.sum(1)
+    alignment: Any = decoded.alignment
+    if alignment is not None:
+        rows |= _looked(alignment.weights, decoded.lengths, batch.get("spans"))
     return rows
+
+
+def _looked(weights: jax.Array, lengths: jax.Array, spans: jax.Array | None) -> dict[str, jax.Array]:
+    """Where the steps up to each row's END looked: weights [B, L, S] against spans [B, T, 2]."""
+    written = within(lengths, weights.shape[1])
+    rows = {"entropy": jax.vmap(alignment_entropy)(weights, written) * lengths, "steps": lengths}
+    if spans is not None:
+        spans = _fitted(spans, weights.shape[1])
+        rows["pointing"] = jnp.sum((spans[..., 1] > spans[..., 0]) & written, axis=1)
+        rows["pointed"] = jnp.round(jax.vmap(alignment_accuracy)(weights, spans, written) * rows["pointing"])
+    return rows
+
+
+def _fitted(rows: jax.Array, width: int) -> jax.Array:
+    """[B, L, ...] cut to or filled up with zeros to [B, width, ...]."""
+    missing = max(0, width - rows.shape[1])
+    return jnp.pad(rows[:, :width], [(0, 0), (0, missing)] + [(0, 0)] * (rows.ndim - 2))
 
 
 def metrics(rows: Sequence[Rows]) -> dict[str, float]:

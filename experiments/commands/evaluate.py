@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +22,7 @@ def evaluate(workdir: Positional[Path], split: Literal["dev", "test"] = "test", 
     """
     experiment, params = open_run(workdir)
     writable(workdir)
-    found = dict(experiment.evaluate(params, split, beam_size=beam_size, folder=workdir))
+    found: dict[str, Any] = dict(experiment.evaluate(params, split, beam_size=beam_size, folder=workdir))
     if sys.stdout.isatty():
         table = Table("metric", split, box=None, header_style="bold", pad_edge=False)
         for name, value in found.items():

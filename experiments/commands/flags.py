@@ -42,7 +42,7 @@ def keywords(
     kind = _dataclass(function, more or {}, without)
     try:
         with contextlib.redirect_stderr(said):
-            values, unknown = tyro.cli(
+            values, unknown = tyro.cli(  # type: ignore[var-annotated]
                 tyro.conf.configure(tyro.conf.FlagConversionOff, tyro.conf.PositionalMetavarFromFieldName)(kind),
                 args=list(words), prog=program, description=description, use_underscores=True, return_unknown_args=True,
             )

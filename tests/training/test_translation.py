@@ -52,7 +52,7 @@ def padded(rows, width):
 
 def batch_of(pairs, width=7, spans=True):
     """Pairs as one batch; each letter's gold span is the place of the same number in the source."""
-    source, target = ([LETTERS.encode(text) + [END] for text in side] for side in zip(*pairs, strict=True))
+    source, target = ([[*LETTERS.encode(text), END] for text in side] for side in zip(*pairs, strict=True))
     batch = {
         "source": padded(source, width), "source_lengths": np.array([len(row) for row in source], np.int32),
         "target": padded(target, width), "target_lengths": np.array([len(row) for row in target], np.int32),
@@ -91,8 +91,14 @@ def params():
     return Copier().init(jax.random.key(0), batch["source"], batch["source_lengths"], batch["target"])["params"]
 
 
-def test_metrics_by_hand(params):
-    found = Translator(Copier(), Pairs()).evaluate(params, "dev")
+@pytest.fixture(scope="module")
+def translator():
+    """One for all tests that do not look at how often it compiles."""
+    return Translator(Copier(), Pairs())
+
+
+def test_metrics_by_hand(params, translator):
+    found = translator.evaluate(params, "dev")
     # 4 rows, one of them (de -> dx, where x is unknown) wrong in one of its 3 tokens; 4 + 3 + 4 + 6 tokens in all.
     assert found["exact_match"] == 3 / 4
     assert found["token_accuracy"] == 16 / 17
@@ -113,8 +119,7 @@ def test_a_model_without_attention_has_no_alignment_metrics(params):
     assert set(found) == {"exact_match", "token_accuracy", "perplexity"}
 
 
-def test_beam_of_the_sharp_model_finds_the_same(params):
-    translator = Translator(Copier(), Pairs(), tokenize="13a")
+def test_beam_of_the_sharp_model_finds_the_same(params, translator):
     assert translator.evaluate(params, "dev", beam_size=3) == pytest.approx(translator.evaluate(params, "dev"))
 
 
@@ -131,8 +136,7 @@ def test_perfect_text_scores_are_a_hundred():
     assert found["chrf"] == pytest.approx(100)
 
 
-def test_lengths_are_written_for_the_test_split_only(params, tmp_path):
-    translator = Translator(Copier(), Pairs())
+def test_lengths_are_written_for_the_test_split_only(params, translator, tmp_path):
     translator.evaluate(params, "dev", folder=tmp_path)
     assert not list(tmp_path.iterdir())
     translator.evaluate(params, "test", folder=tmp_path)
@@ -146,11 +150,11 @@ def test_steps_after_the_end_and_filler_rows_do_not_count():
     weights = np.zeros((3, 3, 5), np.float32)
     weights[:, 0, 0], weights[:, 1, 4], weights[:, 2, 2] = 1, 1, 1
     rows = judge(batch, Decoded(tokens, np.array([3, 0, 2]), np.zeros(3), Alignment(weights)), np.zeros(3))
-    assert rows["exact"].tolist() == [True, False]
-    assert rows["right"].tolist() == [3, 1]
+    assert rows["exact"].tolist() == [True, False, False]
+    assert rows["right"].tolist() == [3, 0, 1]
     # Both rows wrote a letter from the right place, and then looked at position 4 for position 1.
-    assert rows["pointing"].tolist() == [2, 2]
-    assert rows["pointed"].tolist() == [1, 1]
+    assert rows["pointing"].tolist() == [2, 0, 2]
+    assert rows["pointed"].tolist() == [1, 0, 1]
 
 
 def test_an_unknown_symbol_is_never_right():
@@ -164,9 +168,9 @@ def test_an_unknown_symbol_is_never_right():
 
 def test_writing_on_after_the_target_is_not_exact():
     batch = batch_of([("ab", "ab")], 3)
-    longer = np.array([[*LETTERS.encode("ab"), END, 4, 4]])
-    assert judge(batch, Decoded(longer, np.array([3]), None, None), np.zeros(1))["exact"][0]
-    assert not judge(batch, Decoded(longer, np.array([5]), None, None), np.zeros(1))["exact"][0]
+    for written, exact in (("ab", True), ("abe", False), ("a", False)):
+        tokens = np.array([[*LETTERS.encode(written), END] + [PAD] * (5 - len(written))])
+        assert judge(batch, Decoded(tokens, np.array([len(written) + 1]), None, None), np.zeros(1))["exact"][0] == exact
 
 
 def test_metrics_weigh_rows_not_batches():
@@ -175,8 +179,7 @@ def test_metrics_weigh_rows_not_batches():
     assert metrics([one, two]) == {"exact_match": 0.25, "token_accuracy": 0.25, "perplexity": 1.0}
 
 
-def test_predictions_warn_and_draw(params, tmp_path):
-    translator = Translator(Copier(), Pairs())
+def test_predictions_warn_and_draw(params, translator, tmp_path):
     found = list(translator.predict(params, ["abc", "a9b€9", "dea", "ea"]))
     assert [prediction.text for prediction in found] == ["abc", "a<unk>b<unk><unk>", "dea", "ea"]
     assert found[0].warnings == found[3].warnings == ()
@@ -190,11 +193,11 @@ def test_a_prediction_without_attention_has_no_picture(params):
     assert found.plot is None
 
 
-def test_examples_are_drawn_with_a_cyrillic_one_first(params, tmp_path, monkeypatch):
+def test_examples_are_drawn_with_a_cyrillic_one_first(params, translator, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(module, "save", lambda figure, path: drawn.append(path.name))
     monkeypatch.setattr(module, "draw_alignment", lambda weights, source, target, spans: drawn.append("".join(source)))
-    Translator(Copier(), Pairs()).draw(params, tmp_path, count=2)
+    translator.draw(params, tmp_path, count=2)
     assert drawn == ["жab</s>", "alignment_1.png", "abc</s>", "alignment_2.png"]
 
 
