@@ -29,15 +29,20 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
 
 
 def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, tuple[str | None, ...]]] = RULES) -> Any:
-    """For every leaf the sharding that the table gives its path, such as `encoder/forward/kernel`.
+    """For every leaf the sharding that the table gives its path, such as `params/encoder/forward/kernel`.
 
-    A leaf with another number of dimensions than its rule has axes (an optimiser's count, say) is whole everywhere.
+    Whole on every device are a dimension that its mesh axis does not divide, and a leaf with another number of
+    dimensions than its rule has axes (an optimiser's count, say).
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         axes = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
-        return NamedSharding(mesh, PartitionSpec(*axes) if len(axes) == len(leaf.shape) else PartitionSpec())
+        if len(axes) != len(leaf.shape):
+            return NamedSharding(mesh, PartitionSpec())
+        pairs = zip(axes, leaf.shape, strict=True)
+        return NamedSharding(mesh, PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None
+                                                   for axis, size in pairs)))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

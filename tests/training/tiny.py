@@ -71,9 +71,9 @@ class Copies:
         (folder / "vocabulary.json").write_text("{}")
 
 
-def experiment(data: Copies | None = None, **settings: Any) -> Experiment:
+def experiment(data: Copies | None = None, width: int = 13, **settings: Any) -> Experiment:
     """The run of a `Tiny` on `Copies`; `settings` are fields of Experiment."""
-    model, data = Tiny(), data or Copies()
+    model, data = Tiny(width), data or Copies()
 
     def init(key, batch):
         return model.init(key, batch["source"], batch["source_lengths"], shifted(batch["target"]))["params"]
