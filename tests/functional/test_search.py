@@ -39,7 +39,7 @@ class Model(NamedTuple):
 
     def cache(self) -> dict[str, jax.Array]:
         # The same history twice: in an integer and, spread over two axes, in floats.
-        trail = jnp.zeros((len(self.state), 3, 2), jnp.float32)
+        trail = jnp.zeros((len(self.state), 17, 19), jnp.float32)
         return {"state": jnp.asarray(self.state), "memory": jnp.asarray(self.bias), "trail": trail}
 
     def step(self, cache, tokens):
@@ -92,6 +92,16 @@ def run(method: Callable[..., Decoded], of: Model, *arguments, **options) -> Dec
     return jax.tree.map(np.asarray, compiled(method, **options)(of, *arguments))
 
 
+def given_divisors(step, cache, start, divisors, **options) -> Decoded:
+    return beam(step, cache, start, penalty=lambda _: divisors, **options)
+
+
+def run_beam(of: Model, penalty: str, *, max_length: int, width: int) -> Decoded:
+    """Beam search with one of PENALTIES, which comes in as an argument, so that one compilation serves all."""
+    divisors = PENALTIES[penalty][0](jnp.arange(1, max_length + 1, dtype=jnp.float32))
+    return run(given_divisors, of, divisors, max_length=max_length, width=width)
+
+
 def written(decoded: Decoded, *at: int) -> tuple[int, ...]:
     return tuple(decoded.tokens[at][: decoded.lengths[at]].tolist())
 
@@ -134,10 +144,9 @@ def test_a_wide_beam_is_exhaustive_enumeration(penalty):
     of = model(batch=2, vocabulary=4, seed=3)
     sequences = all_sequences(vocabulary=4, length=5)
     assert len(sequences) == 364
-    divisor, plain = PENALTIES[penalty]
-    decoded = run(beam, of, max_length=5, width=367, penalty=divisor)
+    decoded = run_beam(of, penalty, max_length=5, width=367)
     for example in range(2):
-        ranked = sorted(((of.log_prob(example, s) / plain(len(s)), s) for s in sequences), reverse=True)
+        ranked = sorted(((of.log_prob(example, s) / PENALTIES[penalty][1](len(s)), s) for s in sequences), reverse=True)
         scores, best = zip(*ranked, strict=True)
         assert [written(decoded, example, k) for k in range(7)] == list(best[:7])
         np.testing.assert_allclose(decoded.scores[example, :364], scores, rtol=1e-5)
@@ -148,40 +157,28 @@ def test_a_wide_beam_is_exhaustive_enumeration(penalty):
     check(jax.tree.map(lambda leaf: leaf[:, :364], decoded), of)
 
 
+def check_against_plain_beam(of: Model, penalty: str, width: int) -> None:
+    decoded = run_beam(of, penalty, max_length=11, width=width)
+    check(decoded, of)
+    for example in range(len(of.state)):
+        scores, sequences = zip(*plain_beam(of, example, width, 11, PENALTIES[penalty][1]), strict=True)
+        np.testing.assert_allclose(decoded.scores[example], scores, rtol=1e-5, atol=1e-5)
+        assert [written(decoded, example, k) for k in range(width)] == list(sequences)
+
+
 @by_penalty
-@pytest.mark.parametrize("ends", [0.0, 3.0])
-def test_beam_is_the_plain_beam_search_that_never_stops_early(penalty, ends):
-    of = model(batch=7, seed=11, ends=ends)
-    divisor, plain = PENALTIES[penalty]
-    decoded = run(beam, of, max_length=11, width=3, penalty=divisor)
-    for example in range(7):
-        scores, sequences = zip(*plain_beam(of, example, 3, 11, plain), strict=True)
-        assert [written(decoded, example, k) for k in range(3)] == list(sequences)
-        np.testing.assert_allclose(decoded.scores[example], scores, rtol=1e-5)
-    check(decoded, of)
-
-
-@hypothesis.given(
-    seed=st.integers(0, 10_000),
-    width=st.sampled_from([1, 2, 5]),
-    penalty=st.sampled_from(sorted(PENALTIES)),
-    ends=st.sampled_from([-2.0, 0.0, 4.0]),
-)
-def test_beam_is_the_plain_beam_search_for_any_model(seed, width, penalty, ends):
-    of = model(batch=2, seed=seed, ends=ends)
-    divisor, plain = PENALTIES[penalty]
-    decoded = run(beam, of, max_length=7, width=width, penalty=divisor)
-    for example in range(2):
-        expected = plain_beam(of, example, width, 7, plain)
-        np.testing.assert_allclose(decoded.scores[example], [score for score, _ in expected], rtol=1e-5, atol=1e-5)
-    check(decoded, of)
+@pytest.mark.parametrize("width", [2, 7])
+@hypothesis.settings(max_examples=7)
+@hypothesis.given(seed=st.integers(0, 10_000), ends=st.sampled_from([-2.0, 0.0, 3.0]))
+def test_beam_is_the_plain_beam_search_that_never_stops_early(penalty, width, seed, ends):
+    check_against_plain_beam(model(batch=3, seed=seed, ends=ends), penalty, width)
 
 
 @by_penalty
 @pytest.mark.parametrize("ends", [0.0, 2.0])
 def test_width_one_is_greedy(penalty, ends):
     of = model(batch=23, ends=ends)
-    one, line = run(beam, of, max_length=17, width=1, penalty=PENALTIES[penalty][0]), run(greedy, of, max_length=17)
+    one, line = run_beam(of, penalty, max_length=17, width=1), run(greedy, of, max_length=17)
     assert len(set(line.lengths.tolist())) > 3  # they end at different times
     np.testing.assert_array_equal(one.tokens[:, 0], line.tokens)
     np.testing.assert_array_equal(one.lengths[:, 0], line.lengths)
@@ -215,54 +212,60 @@ def test_greedy_takes_the_most_probable_symbol_and_sums_its_log_probabilities():
 METHODS = {
     "greedy": greedy,
     "sample": lambda step, cache, start, **options: sample(step, cache, start, jax.random.key(5), **options),
-    "beam": functools.partial(beam, width=3),
-    "average": functools.partial(beam, width=3, penalty=average),
+    "beam": functools.partial(beam, width=7),
 }
 by_method = pytest.mark.parametrize("method", METHODS)
+# Sampling is greedy decoding with another choice: what does not depend on the choice needs no third compilation.
+by_path = pytest.mark.parametrize("method", ["greedy", "beam"])
 
 
 @by_method
 def test_all_may_end_at_the_first_step(method):
     of = model(ends=500.0)
-    decoded = run(METHODS[method], of, max_length=7, pad=31)
+    decoded = run(METHODS[method], of, max_length=11)
     first = (slice(None), 0) if decoded.tokens.ndim == 3 else (slice(None),)
     assert np.all(decoded.lengths[first] == 1)
-    np.testing.assert_array_equal(decoded.tokens[first], [[END] + 6 * [31]] * 3)
+    np.testing.assert_array_equal(decoded.tokens[first], [[END] + 10 * [PAD]] * 3)
 
 
 @by_method
 def test_end_may_never_come(method):
     of = model(ends=-np.inf)
-    decoded = run(METHODS[method], of, max_length=7)
-    assert np.all(decoded.lengths == 7) and not np.any(decoded.tokens == END)
+    decoded = run(METHODS[method], of, max_length=11)
+    assert np.all(decoded.lengths == 11) and not np.any(decoded.tokens == END)
     assert np.all(np.isfinite(decoded.scores))
     check(decoded, of)
 
 
-@by_method
+@by_path
 def test_one_example_and_one_step(method):
     of = model(batch=1)
     decoded = run(METHODS[method], of, max_length=1)
+    if method == "beam":  # there are five sequences of one symbol for its seven places
+        assert sorted(decoded.tokens[0, :5, 0].tolist()) == [0, 1, 2, 3, 4] and np.all(decoded.lengths[0, 5:] == 0)
+        decoded = jax.tree.map(lambda leaf: leaf[:, :5], decoded)
     assert decoded.tokens.shape[0] == 1 and decoded.tokens.shape[-1] == 1 and np.all(decoded.lengths == 1)
     check(decoded, of)
 
 
 @by_method
 def test_an_example_does_not_depend_on_its_neighbours(method):
-    of = model(batch=5, ends=1.0, seed=2)
-    together = run(METHODS[method], of, max_length=13)
-    assert len(set(together.lengths.reshape(5, -1)[:, 0].tolist())) > 1
-    first = run(METHODS[method], of._replace(bias=of.bias[:2], state=of.state[:2]), max_length=13)
+    of = model(batch=3, seed=2)
+    together = run(METHODS[method], of, max_length=11)
+    assert len(set(together.lengths.reshape(3, -1)[:, 0].tolist())) > 1
+    first = run(METHODS[method], of._replace(bias=of.bias[:2], state=of.state[:2]), max_length=11)
     for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(first), strict=True):
         np.testing.assert_array_equal(one[:2], other)
 
 
-@by_method
+@by_path
 def test_compiled_and_not_give_the_same(method):
     of = model(batch=2, ends=1.0)
     start = jnp.full(2, START, jnp.int32)
-    plain = METHODS[method](of.step, of.cache(), start, end=END, max_length=7)
-    for one, other in zip(jax.tree.leaves(run(METHODS[method], of, max_length=7)), jax.tree.leaves(plain), strict=True):
+    plain = METHODS[method](of.step, of.cache(), start, end=END, max_length=11)
+    for one, other in zip(
+        jax.tree.leaves(run(METHODS[method], of, max_length=11)), jax.tree.leaves(plain), strict=True
+    ):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
@@ -271,7 +274,7 @@ class Several(Model):
 
     def step(self, cache, tokens):
         logits, cache, alignment = super().step(cache, tokens)
-        weights = jnp.broadcast_to(alignment.weights[:, None], (len(tokens), 7, SOURCE))
+        weights = jnp.broadcast_to(alignment.weights[:, None], (len(tokens), 23, SOURCE))
         return logits, cache, {"heads": weights, "state": cache["state"]}
 
 
@@ -282,12 +285,12 @@ class Without(Model):
         return *super().step(cache, tokens)[:2], None
 
 
-@by_method
+@by_path
 def test_an_alignment_may_be_none_or_any_pytree(method):
     of = model(batch=2)
-    plain, without, several = (run(METHODS[method], kind(*of), max_length=7) for kind in (Model, Without, Several))
+    plain, without, several = (run(METHODS[method], kind(*of), max_length=11) for kind in (Model, Without, Several))
     assert without.alignment is None
-    for head in range(7):
+    for head in range(23):
         np.testing.assert_array_equal(several.alignment["heads"][..., head, :], plain.alignment.weights)
     assert several.alignment["state"].shape == plain.tokens.shape
     np.testing.assert_array_equal(several.tokens, plain.tokens)
@@ -297,7 +300,7 @@ def test_an_alignment_may_be_none_or_any_pytree(method):
 def test_logits_that_are_not_numbers_end_the_search_all_the_same(method):
     of = model(batch=3)
     broken = of._replace(bias=np.where(np.arange(3)[:, None] == 1, np.nan, of.bias).astype(np.float32))
-    decoded, whole = (run(METHODS[method], one, max_length=7) for one in (broken, of))
+    decoded, whole = (run(METHODS[method], one, max_length=11) for one in (broken, of))
     assert np.all((decoded.tokens >= 0) & (decoded.tokens < 5))
     assert np.all(np.isnan(decoded.scores[1]))  # not hidden
     np.testing.assert_array_equal(decoded.tokens[[0, 2]], whole.tokens[[0, 2]])  # nor spread
@@ -305,7 +308,7 @@ def test_logits_that_are_not_numbers_end_the_search_all_the_same(method):
 
 @by_method
 def test_dtypes_do_not_depend_on_64_bits_being_allowed(method, float64):
-    decoded = run(METHODS[method], model(batch=2), max_length=7)
+    decoded = run(METHODS[method], model(batch=2), max_length=11)
     assert decoded.scores.dtype == np.float32 and decoded.tokens.dtype == decoded.lengths.dtype == np.int32
 
 
@@ -325,10 +328,10 @@ class Rounded(Narrow):
         return logits.astype(jnp.float32), cache, alignment
 
 
-@by_method
+@by_path
 def test_logits_of_16_bits_are_normalised_in_32(method):
     of = model(batch=2)
-    narrow, rounded = (run(METHODS[method], kind(*of), max_length=7) for kind in (Narrow, Rounded))
+    narrow, rounded = (run(METHODS[method], kind(*of), max_length=11) for kind in (Narrow, Rounded))
     np.testing.assert_array_equal(narrow.tokens, rounded.tokens)
     np.testing.assert_allclose(narrow.scores, rounded.scores, rtol=1e-6)
     assert narrow.scores.dtype == np.float32
@@ -351,7 +354,7 @@ def test_a_search_stops_when_all_have_ended():
     of = model(batch=5, ends=2.0)
     longest = int(run(greedy, of, max_length=101).lengths.max())
     assert 1 < longest < 101 and steps_taken(greedy, of, max_length=101) == longest
-    assert steps_taken(greedy, model(ends=-99.0), max_length=11) == 11
+    assert steps_taken(greedy, model(ends=-99.0), max_length=13) == 13
     assert steps_taken(beam, of, max_length=101, width=1) == longest
 
 
@@ -374,12 +377,12 @@ def equations(jaxpr):
 
 
 def test_cache_leaves_that_never_change_are_not_reordered():
-    traced = compiled(beam, max_length=7, width=3).trace(model(batch=2, vocabulary=5)).jaxpr
+    traced = compiled(beam, max_length=11, width=7).trace(model(batch=2, vocabulary=5)).jaxpr
     (loop,) = (equation for equation in equations(traced.jaxpr) if equation.primitive.name == "while")
     inside = list(equations(loop.params["body_jaxpr"].jaxpr))
     gathered = [equation.invars[0].aval.shape for equation in inside if equation.primitive.name == "gather"]
-    assert (6, 3, 2) in gathered  # the trail, which changes
-    assert (6, 5) not in gathered  # the memory, which does not
+    assert (14, 17, 19) in gathered  # the trail, which changes
+    assert (14, 5) not in gathered  # the memory, which does not
 
 
 class Hiding(Model):
@@ -392,9 +395,8 @@ class Hiding(Model):
 
 def test_a_leaf_known_to_be_constant_changes_no_result():
     of = model(batch=2, ends=1.0)
-    for one, other in zip(
-        *(jax.tree.leaves(run(beam, kind(*of), max_length=7, width=3)) for kind in (Model, Hiding)), strict=True
-    ):
+    known, hidden = (jax.tree.leaves(run(METHODS["beam"], kind(*of), max_length=11)) for kind in (Model, Hiding))
+    for one, other in zip(known, hidden, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -403,9 +405,9 @@ def test_beam_maps_over_examples():
 
     def one(bias, state):
         alone = of._replace(bias=bias[None], state=state[None])
-        return jax.tree.map(lambda leaf: leaf[0], compiled(beam, max_length=7, width=3)(alone))
+        return jax.tree.map(lambda leaf: leaf[0], compiled(beam, max_length=11, width=7)(alone))
 
-    mapped, batched = jax.jit(jax.vmap(one))(of.bias, of.state), run(beam, of, max_length=7, width=3)
+    mapped, batched = jax.jit(jax.vmap(one))(of.bias, of.state), run(METHODS["beam"], of, max_length=11)
     for leaf, expected in zip(jax.tree.leaves(mapped), jax.tree.leaves(batched), strict=True):
         np.testing.assert_allclose(leaf, expected, rtol=1e-6)
 
@@ -438,23 +440,18 @@ FOUR = np.array([0.15, 0.5, 0.05, 0.3])
         ({"temperature": 3.0}, FOUR ** (1 / 3)),
         ({"top_k": 1}, [0, 1, 0, 0]),
         ({"top_k": 2}, [0, 0.5, 0, 0.3]),
-        ({"top_k": 3}, [0.15, 0.5, 0, 0.3]),
-        ({"top_k": 4}, FOUR),
         ({"top_k": 99}, FOUR),
         ({"top_p": 1e-9}, [0, 1, 0, 0]),
         ({"top_p": 0.49}, [0, 1, 0, 0]),
-        ({"top_p": 0.51}, [0, 0.5, 0, 0.3]),  # the symbol that crosses p is kept
-        ({"top_p": 0.79}, [0, 0.5, 0, 0.3]),
+        ({"top_p": 0.6}, [0, 0.5, 0, 0.3]),  # the symbol that crosses p is kept
         ({"top_p": 0.81}, [0.15, 0.5, 0, 0.3]),
         ({"top_p": 0.96}, FOUR),
         ({"top_p": 1.0}, FOUR),
-        ({"top_p": 1}, FOUR),
         # First top_k: 0.5 and 0.3 become 0.625 and 0.375, so that 0.6 is reached by one symbol, not two.
         ({"top_k": 2, "top_p": 0.6}, [0, 1, 0, 0]),
         ({"top_k": 3, "top_p": 0.6}, [0, 0.5, 0, 0.3]),
         # First temperature: the squares are 0.0225, 0.25, 0.0025, 0.09 of 0.365, so that 0.6 is reached by one.
         ({"temperature": 0.5, "top_p": 0.6}, [0, 1, 0, 0]),
-        ({"temperature": 1.0, "top_p": 0.6}, [0, 0.5, 0, 0.3]),
         ({"temperature": 1e-3}, [0, 1, 0, 0]),
     ],
 )
