@@ -6,10 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attention_zoo.training import UserError
-from experiments.commands import compare, evaluate, listing, predict, train
 from experiments.commands.catalogue import SAVED, docstring, first_paragraph, function, names
+from experiments.commands.compare import compare
+from experiments.commands.evaluate import evaluate
 from experiments.commands.flags import keywords
+from experiments.commands.listing import listing
+from experiments.commands.predict import predict
 from experiments.commands.refusal import nearest, sentence
+from experiments.commands.train import train
 
 PROGRAM = "python -m experiments"
 USAGE = f"""\
@@ -19,7 +23,9 @@ USAGE = f"""\
 {PROGRAM} predict WORKDIR INPUT... [--plot FILE]      what it makes of your own input
 {PROGRAM} compare WORKDIR... --plot FILE              accuracy against source length, runs side by side
 Each command, and `train NAME`, explains its flags with --help."""
-COMMANDS: dict[str, Callable[..., int]] = {"list": listing, "evaluate": evaluate, "predict": predict, "compare": compare}
+COMMANDS: dict[str, Callable[..., int]] = {
+    "list": listing, "evaluate": evaluate, "predict": predict, "compare": compare,
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:

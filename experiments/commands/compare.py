@@ -34,7 +34,13 @@ def compare(workdirs: Positional[tuple[Path, ...]], plot: Path) -> int:
 
 
 def labels(workdirs: Sequence[Path]) -> list[str]:
-    """The folders' own names where these differ, else the folders as they were given."""
+    """The folders' own names where these differ, else the folders as they were given.
+
+    Raises:
+        UserError: a folder is given twice.
+    """
+    if len(set(workdirs)) < len(workdirs):
+        raise UserError(f"A work folder is given twice: {', '.join(map(str, workdirs))}.")
     names = [folder.resolve().name for folder in workdirs]
     return names if len(set(names)) == len(names) else [str(folder) for folder in workdirs]
 

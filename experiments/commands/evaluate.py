@@ -1,14 +1,12 @@
 """`python -m experiments evaluate WORKDIR`."""
 
-import json
-import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
 from tyro.conf import Positional
 
+from attention_zoo.training import UserError
+from experiments.commands.report import show
 from experiments.commands.workdir import open_run, writable
 
 
@@ -20,14 +18,14 @@ def evaluate(workdir: Positional[Path], split: Literal["dev", "test"] = "test", 
         split: the examples to judge it by.
         beam_size: hypotheses that the search keeps; 1 is greedy.
     """
+    at_least_one(beam_size)
     experiment, params = open_run(workdir)
     writable(workdir)
-    found: dict[str, Any] = dict(experiment.evaluate(params, split, beam_size=beam_size, folder=workdir))
-    if sys.stdout.isatty():
-        table = Table("metric", split, box=None, header_style="bold", pad_edge=False)
-        for name, value in found.items():
-            table.add_row(name, value if isinstance(value, str) else f"{value:.4f}")
-        Console().print(table)
-    else:
-        print(json.dumps(found, indent=2))
+    show(experiment.evaluate(params, split, beam_size=beam_size, folder=workdir), split)
     return 0
+
+
+def at_least_one(beam_size: int) -> None:
+    """Refuses a beam without hypotheses."""
+    if beam_size < 1:
+        raise UserError(f"--beam_size is {beam_size}: the search must keep at least 1 hypothesis.")

@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from attention_zoo.figures.canvas import FORMATS
 from attention_zoo.training import Prediction, UserError
+from experiments.commands.evaluate import at_least_one
 from experiments.commands.workdir import open_run, writable
 
 
@@ -24,6 +25,7 @@ def predict(
         beam_size: hypotheses that the search keeps; 1 is greedy.
     """
     check_inputs(inputs)
+    at_least_one(beam_size)
     if plot is not None:
         check_plot(plot)
     experiment, params = open_run(workdir, pairs=False)

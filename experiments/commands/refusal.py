@@ -3,11 +3,10 @@
 import difflib
 import traceback
 from collections.abc import Iterable
-from pathlib import Path
 
 from attention_zoo.training import UserError
 
-OURS = Path(__file__).resolve().parents[2]
+OURS = ("attention_zoo", "experiments")
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
@@ -30,6 +29,5 @@ def sentence(error: Exception) -> str | None:
 
 
 def _raised_by_us(error: Exception) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    place = Path(frames[-1].filename).resolve() if frames else Path("/")
-    return any(place.is_relative_to(OURS / folder) for folder in ("attention_zoo", "experiments"))
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].split(".")[0] in OURS

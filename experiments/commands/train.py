@@ -12,6 +12,7 @@ from attention_zoo.figures import draw_curves, save
 from attention_zoo.training import Experiment, fit, make_mesh
 from attention_zoo.training.sharding import check_batch_size
 from experiments.commands.catalogue import function
+from experiments.commands.report import show
 from experiments.commands.workdir import check, claim
 
 
@@ -28,7 +29,9 @@ def train(name: str, folder: Path, flags: dict[str, Any]) -> int:
         print(note, file=sys.stderr)
     try_out(experiment)
     claim(folder, name, flags, experiment)
-    fit(recorded(experiment, folder), folder)
+    summary = fit(recorded(experiment, folder), folder)
+    show(summary["metrics"], "test")
+    print(f"The run is kept in {folder}.", file=sys.stderr)
     return 0
 
 
