@@ -37,7 +37,7 @@ def test_a_step_is_the_gradient_the_update_and_a_new_key():
 
 def test_the_state_follows_from_the_seed_and_every_step_draws_anew():
     batch = rows(1, 5)
-    states = [initial_state(experiment(seed=seed), batch) for seed in (3, 3, 4)]
+    states = [Steps(experiment(Copies((5,)), seed=seed), make_mesh()).initial() for seed in (3, 3, 4)]
     first, again, other = (np.asarray(jax.tree.leaves(state.params)[1]) for state in states)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()

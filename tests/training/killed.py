@@ -1,0 +1,10 @@
+"""Run by test_resume.py in a process that it kills: trains slowly, so that the end comes in the middle."""
+
+import sys
+import time
+
+from attention_zoo.training import fit
+from tests.training.tiny import Copies, experiment
+
+if __name__ == "__main__":
+    fit(experiment(Copies(on_read=lambda count: time.sleep(0.05 if count < 12 else 60.0))), sys.argv[1])
