@@ -117,11 +117,9 @@ def both(kind: str, reverse: bool) -> Callable:
 
     @jax.jit
     def run(inputs, weights, state, lengths, cotangents):
-        answers = []
-        for layer in (LAYERS[kind], partial(plain, kind)):
-            results, pull_back = jax.vjp(partial(layer, lengths=lengths, reverse=reverse), inputs, weights, state)
-            answers.append((results, pull_back(cotangents)))
-        return answers
+        layers = [partial(layer, lengths=lengths, reverse=reverse) for layer in (LAYERS[kind], partial(plain, kind))]
+        pairs = [jax.vjp(layer, inputs, weights, state) for layer in layers]
+        return [(results, pull_back(cotangents)) for results, pull_back in pairs]
 
     return run
 
