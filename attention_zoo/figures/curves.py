@@ -15,7 +15,7 @@ from attention_zoo.figures.canvas import COLOURS, QUIET, blank, legend
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 FILE = "metrics.jsonl"
 # How a run went, not what it learnt: drawn only when asked for by name.
-_BOOKKEEPING = ("seconds", "time", "rate", "per_second", "epoch")
+_BOOKKEEPING = ("seconds", "time", "rate", "per_second", "epoch", "norm", "nonfinite")
 _COLUMNS = 3
 
 
@@ -81,7 +81,7 @@ def draw_curves(folders: Sequence[str | Path], metrics: Sequence[str] | None = N
     Args:
         folders: work folders; the legend names each by the end of its path.
         metrics: which to draw, with their split (`dev/exact_match`) or without, for all splits;
-            by default all but the seconds and rates.
+            by default all but seconds, rates and norms.
 
     Raises:
         ValueError: there is nothing to draw, or no run has a metric that was asked for (those known are named).
