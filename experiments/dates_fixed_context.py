@@ -17,15 +17,17 @@ from attention_zoo.models import Seq2Seq
 from attention_zoo.training import Experiment, optimizer
 from attention_zoo.training.translation import translation
 
-# Units that give the parameters of dates_bahdanau within 1 %: the context enters every step, or it does not.
-UNITS = {True: 143, False: 172}
+# Units of encoder and decoder that give the parameters of dates_bahdanau within 1 %, where the context enters every
+# step and where it does not.
+UNITS = {True: (143, 143), False: (172, 172)}
 
 
 def experiment(
     dates_per_source: int = 1,
     context_every_step: bool = True,
     embedding: int = 48,
-    units: int | None = None,
+    encoder_units: int | None = None,
+    decoder_units: int | None = None,
     learning_rate: float = 2e-3,
     batch_size: int = 128,
     steps: int = 1600,
@@ -41,7 +43,8 @@ def experiment(
         dates_per_source: dates in each source; more of them need attention more.
         context_every_step: the context enters every step of the decoder, or its first state only.
         embedding: width of a character's vector.
-        units: units of each direction of the encoder, and of the decoder; None: as many parameters as dates_bahdanau.
+        encoder_units: units of each direction of the encoder; None: as many as give the parameters of dates_bahdanau.
+        decoder_units: units of the decoder; None: likewise.
         learning_rate: of Adam.
         batch_size: examples a step.
         steps: how long to train.
@@ -55,10 +58,10 @@ def experiment(
         batch_size, dates_per_source,
         train_examples=train_examples, dev_examples=held_out_examples, test_examples=held_out_examples,
     )
-    width = units or UNITS[context_every_step]
+    encoder, decoder = UNITS[context_every_step]
     model = Seq2Seq(
-        data.source.size, data.target.size, embedding, width,
-        decoder_units=width, attention="context" if context_every_step else "none",
+        data.source.size, data.target.size, embedding, encoder_units or encoder,
+        decoder_units=decoder_units or decoder, attention="context" if context_every_step else "none",
     )
     return translation(
         "dates_fixed_context", model, data, optimizer=optimizer("adam", learning_rate, clip=1.0),

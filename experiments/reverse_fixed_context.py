@@ -17,14 +17,16 @@ from attention_zoo.models import Seq2Seq
 from attention_zoo.training import Experiment, optimizer
 from attention_zoo.training.translation import translation
 
-# Units that give the parameters of reverse_luong within 1 %: the context enters every step, or it does not.
-UNITS = {True: 65, False: 79}
+# Units of encoder and decoder that give the parameters of reverse_luong within 1 %, where the context enters every
+# step and where it does not.
+UNITS = {True: (66, 64), False: (79, 78)}
 
 
 def experiment(
     context_every_step: bool = True,
     embedding: int = 16,
-    units: int | None = None,
+    encoder_units: int | None = None,
+    decoder_units: int | None = None,
     dropout: float = 0.1,
     learning_rate: float = 1e-3,
     batch_size: int = 10,
@@ -40,7 +42,8 @@ def experiment(
     Args:
         context_every_step: the context enters every step of the decoder, or its first state only.
         embedding: width of an integer's vector.
-        units: units of each direction of the encoder, and of the decoder; None: as many parameters as reverse_luong.
+        encoder_units: units of each direction of the encoder; None: as many as give the parameters of reverse_luong.
+        decoder_units: units of the decoder; None: likewise.
         dropout: on embeddings and on what the output layer sees.
         learning_rate: of Adam.
         batch_size: examples a step.
@@ -54,9 +57,9 @@ def experiment(
     data = TextData.load(saved) if saved else reverse(
         batch_size, train_examples=train_examples, dev_examples=held_out_examples, test_examples=held_out_examples
     )
-    width = units or UNITS[context_every_step]
+    encoder, decoder = UNITS[context_every_step]
     model = Seq2Seq(
-        data.source.size, data.target.size, embedding, width, decoder_units=width,
+        data.source.size, data.target.size, embedding, encoder_units or encoder, decoder_units=decoder_units or decoder,
         attention="context" if context_every_step else "none", dropout=dropout,
     )
     return translation(

@@ -1,7 +1,7 @@
 """What is said to someone whose input cannot be used: one sentence, no traceback."""
 
 import difflib
-import traceback
+import dis
 from collections.abc import Iterable
 
 from attention_zoo.training import UserError
@@ -29,5 +29,10 @@ def sentence(error: Exception) -> str | None:
 
 
 def _raised_by_us(error: Exception) -> bool:
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals["__name__"].split(".")[0] in OURS
+    """Whether a `raise` statement of ours made the error: jax cuts its own frames off, so the last one is not enough."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_globals["__name__"].split(".")[0] not in OURS:
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]

@@ -296,4 +296,6 @@ def test_whose_value_error_it_is():
     assert error_of("raise ValueError('the file is wrong')", "attention_zoo.data.text") == "the file is wrong"
     assert error_of("raise TypeError('a bug')", "attention_zoo.data.text") is None
     assert error_of("raise ValueError('inside a library')", "library.attention_zoo") is None
+    # Not raised by the line itself, as where jax has cut its own frames off.
+    assert error_of("int('seven')", "attention_zoo.data.text") is None
     assert error_of("open('/absent/file')", "library") == "/absent/file: No such file or directory."

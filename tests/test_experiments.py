@@ -1,0 +1,141 @@
+"""Every experiment: its docstring, its size, and two steps through the command line into a prediction."""
+
+import json
+import math
+import re
+
+import jax
+import pytest
+
+from attention_zoo.data import dates
+from experiments.__main__ import main
+from experiments.commands.catalogue import docstring, function, names
+
+# Fewer pairs than a batch holds: one shape to compile for training, one for evaluation.
+DATES = "--embedding 5 --batch_size 13 --train_examples 11 --held_out_examples 7 --steps 2 --evaluate_every 2"
+EXPERIMENTS = {
+    "dates_bahdanau": f"{DATES} --encoder_units 7 --decoder_units 6",
+    "dates_fixed_context": f"{DATES} --encoder_units 7 --decoder_units 11 --dates_per_source 2",
+    "dates_luong": f"{DATES} --encoder_units 7 --score dot --input_feeding False",
+    "reverse_luong": f"{DATES} --encoder_units 7 --decoder_units 11",
+    "reverse_fixed_context": f"{DATES} --encoder_units 7 --decoder_units 11 --context_every_step False",
+    "translate_files": "--train_tsv pairs.tsv --tokenizer words --embedding 5 --units 7 --batch_size 13 --cell gru "
+                       "--steps 2 --evaluate_every 2",
+}
+INPUTS = {"dates": "3 mai 2016 €", "reverse": "1 2 €", "translate": "ein Wort €"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Two steps of a tiny model are not worth optimising for."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_every_experiment_is_tried_here():
+    assert names() == sorted(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_two_steps_evaluation_and_prediction(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"ein Wort {number}\tone word {number}" for number in range(17)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines), encoding="utf-8")
+    assert main(["train", name, *EXPERIMENTS[name].split()]) == 0
+    folder = tmp_path / "runs" / name
+    summary = json.loads((folder / "summary.json").read_text())
+    assert json.loads(capsys.readouterr().out) == summary["metrics"]
+    check_summary(name, summary)
+    check_files(name, folder, summary)
+    (tmp_path / "pairs.tsv").unlink()
+    check_predictions(folder, INPUTS[name.split("_")[0]], capsys)
+    if name == "reverse_fixed_context":  # one is enough: it compiles the search again
+        assert main(["evaluate", str(folder)]) == 0
+        assert json.loads(capsys.readouterr().out) == summary["metrics"]
+
+
+def check_summary(name, summary):
+    """Name, steps, and the metrics that this experiment has."""
+    assert (summary["experiment"], summary["steps"]) == (name, 2)
+    assert all(math.isfinite(value) for value in summary["metrics"].values() if not isinstance(value, str))
+    assert ("alignment_entropy" in summary["metrics"]) == ("fixed" not in name)
+    assert ("bleu" in summary["metrics"]) == ("bleu_signature" in summary["metrics"]) == ("dates" not in name)
+
+
+def check_files(name, folder, summary):
+    """Figures, and the lengths that the metrics were counted from."""
+    assert (folder / "figures" / "curves.png").exists()
+    assert (folder / "figures" / "alignment_1.png").exists() == ("fixed" not in name)
+    correct = json.loads((folder / "lengths.json").read_text())["correct"]
+    assert sum(correct) == summary["metrics"]["exact_match"] * len(correct)
+
+
+def check_predictions(folder, text, capsys):
+    """One line, and the symbol that was never seen; what is too long is refused."""
+    assert main(["predict", str(folder), text]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert said.err.startswith(f"{text!r} has symbols that were never seen in training: ")
+    assert "'€'" in said.err
+    limit = json.loads((folder / "text.json").read_text())["max_source"] - 1
+    assert main(["predict", str(folder), "1 " * (limit + 1)]) == 2
+    assert f"more than the {limit} that are read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_docstring_has_claim_command_machine_and_score(name):
+    text = docstring(name)
+    claim = text.split("\n\n")[0]
+    assert claim.endswith(".")
+    assert f"Command: python -m experiments train {name}" in text
+    assert re.search(r"^Machine: .+$", text, flags=re.MULTILINE)
+    assert re.search(r"^Reached: .+$", text, flags=re.MULTILINE)
+
+
+def parameters(name, **flags):
+    """How many parameters an experiment's model has by default, with the vocabulary of few examples."""
+    made = function(name)(train_examples=211, held_out_examples=7, **flags)
+    shapes = jax.eval_shape(made.init, jax.random.key(0), next(iter(made.data.shapes())))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("context_every_step", [True, False])
+@pytest.mark.parametrize(("fixed", "attending"), [
+    ("dates_fixed_context", "dates_bahdanau"), ("reverse_fixed_context", "reverse_luong"),
+])
+def test_the_fixed_context_has_as_many_parameters(fixed, attending, context_every_step):
+    count = parameters(fixed, context_every_step=context_every_step)
+    assert count == pytest.approx(parameters(attending), rel=0.01)
+
+
+def test_the_prototype_size_of_dates_bahdanau():
+    data = dates(train_examples=211, dev_examples=7, test_examples=7)
+    missing = 159 - data.source.size + 15 - data.target.size  # the whole data set's vocabularies have 159 and 15 ids
+    assert parameters("dates_bahdanau") + 48 * missing == pytest.approx(575_000, rel=0.02)
+
+
+def test_translate_files_needs_files_that_go_together(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for line, sentence in (
+        ("", "needs --train_source and --train_target, or --train_tsv"),
+        ("--train_source a", "--train_source and --train_target go together"),
+        ("--train_tsv a --train_source b", "--train_tsv is given beside --train_source"),
+        ("--train_tsv a --dev_target b", "--dev_source and --dev_target go together"),
+        ("--train_tsv absent.tsv", "absent.tsv cannot be read"),
+    ):
+        assert main(["train", "translate_files", *line.split()]) == 2
+        said = capsys.readouterr()
+        assert sentence in said.err
+        assert len(said.err.splitlines()) == 1
+    (tmp_path / "pairs.tsv").write_text("one\tun\ntwo\n")
+    assert main(["train", "translate_files", "--train_tsv", "pairs.tsv"]) == 2
+    assert "pairs.tsv, line 2" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
+
+
+def test_a_model_that_cannot_be_leaves_no_folder(tmp_path, capsys):
+    line = [*EXPERIMENTS["reverse_luong"].split(), "--score", "dot", "--workdir", str(tmp_path / "run")]
+    assert main(["train", "reverse_luong", *line]) == 2
+    assert "score 'dot' needs annotations as wide as the decoder; got 14 and 11" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
