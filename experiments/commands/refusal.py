@@ -29,7 +29,7 @@ def sentence(error: Exception) -> str | None:
 
 
 def _raised_by_us(error: Exception) -> bool:
-    """Whether a `raise` statement of ours made the error: jax cuts its own frames off, so the last one is not enough."""
+    """Whether a `raise` of ours made the error; jax cuts off its own frames, so the last one alone does not tell."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
