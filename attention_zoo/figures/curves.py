@@ -17,6 +17,7 @@ FILE = "metrics.jsonl"
 # How a run went, not what it learnt: drawn only when asked for by name.
 _BOOKKEEPING = ("seconds", "time", "rate", "per_second", "epoch", "norm", "nonfinite")
 _COLUMNS = 3
+_SPLITS = {"train": 0, "dev": 1, "test": 2}
 
 
 def read_metrics(folder: str | Path) -> Series:
@@ -118,20 +119,19 @@ def _panels(known: list[str], wanted: Sequence[str] | None) -> dict[str, list[st
     if missing or not chosen:
         raise ValueError(f"No run has {', '.join(missing) or 'a metric to draw'}; known: {', '.join(known) or 'none'}.")
     panels: dict[str, list[str]] = {}
-    for name in chosen:
+    for name in sorted(chosen, key=lambda name: name.rsplit("/", 1)[-1] != "loss"):
         panels.setdefault(name.rsplit("/", 1)[-1], []).append(name)
     return panels
 
 
 def _panel(axes: Axes, metric: str, names: list[str], runs: Mapping[str, Series]) -> None:
-    styles = dict(zip(names, ("-", "--", ":", "-.") * len(names), strict=False))
     for index, (run, series) in enumerate(runs.items()):
-        for name in (name for name in names if name in series):
-            split = name.rpartition("/")[0]
-            label = f"{run} ({split})" if split else run
-            axes.plot(
-                *series[name], styles[name], color=COLOURS[index % len(COLOURS)], label=label, **_mark(series[name])
-            )
+        for name in names:
+            if name in series:
+                # Several runs are told apart by colour and their splits by line; the splits of a single run by colour.
+                split = _SPLITS.get(name.rpartition("/")[0], 0)
+                colour, line = (index, split) if len(runs) > 1 else (split, 0)
+                _curve(axes, *series[name], _label(run, name, len(runs)), COLOURS[colour % len(COLOURS)], line)
     axes.set_title(metric.replace("_", " "), fontsize=10, parse_math=False)
     axes.set_xlabel("step", fontsize=9)
     axes.grid(color="#e6e6e6", linewidth=0.6)
@@ -140,6 +140,15 @@ def _panel(axes: Axes, metric: str, names: list[str], runs: Mapping[str, Series]
     legend(axes, fontsize=8)
 
 
-def _mark(series: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-    """Few points are marked: one evaluation alone would be a line without length."""
-    return {"marker": "o", "markersize": 3} if len(series[0]) <= 20 else {}
+def _label(run: str, name: str, runs: int) -> str:
+    split = name.rpartition("/")[0]
+    if not split:
+        return run
+    return f"{run} ({split})" if runs > 1 else split
+
+
+def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, colour: str, line: int) -> None:
+    # An evaluation alone would be a line without length; the points of a few are marked.
+    marker = {1: "D"}.get(len(steps), "o" if len(steps) <= 20 else "")
+    style = ("-", "--", ":", "-.")[line % 4] if len(steps) > 1 else ""
+    axes.plot(steps, values, linestyle=style, marker=marker, markersize=4, color=colour, label=label)

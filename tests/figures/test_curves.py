@@ -63,11 +63,20 @@ def two_runs(tmp_path: Path) -> list[Path]:
 def test_one_panel_a_metric_and_one_line_a_run_and_split(tmp_path: Path) -> None:
     figure = draw_curves(two_runs(tmp_path))
     save(figure, tmp_path / "curves.png")
-    match, loss = figure.axes
-    assert [match.get_title(), loss.get_title()] == ["exact match", "loss"]
+    loss, match = figure.axes
+    assert [loss.get_title(), match.get_title()] == ["loss", "exact match"]
     lines = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
     assert lines == {"x/_run (dev)": [[2, 2.5]], "x/_run": [[1, 3.0], [2, 2.0]], "y/_run": [[1, 4.0], [3, 1.0]]}
     assert [text.get_text() for text in loss.get_legend().get_texts()] == list(lines)
+
+
+def test_the_splits_of_one_run_are_told_apart_by_colour_and_a_single_point_is_marked(tmp_path: Path) -> None:
+    records = [{"step": step, "split": "train", "loss": 3.0 - step} for step in range(3)]
+    folder = run(tmp_path / "a", *records, {"step": 2, "split": "test", "loss": 1.5})
+    test, train = draw_curves([folder]).axes[0].lines
+    assert [test.get_label(), train.get_label()] == ["test", "train"]
+    assert test.get_color() != train.get_color()
+    assert test.get_marker() == "D"
 
 
 def test_metrics_are_chosen_with_or_without_their_split(tmp_path: Path) -> None:
