@@ -14,7 +14,10 @@ Metrics = Mapping[str, float]
 
 
 class Data(Protocol):
-    """A data set as batches of numpy arrays; `train` never ends, `split` ends."""
+    """A data set as batches of numpy arrays; `train` never ends, `split` ends.
+
+    Where there is a `digest`, a string that changes with the data, a run is not gone on with on other data.
+    """
 
     def train(self, seed: int, process_index: int = 0, process_count: int = 1) -> Iterable[Batch]:
         """Endless shuffled batches: a `grain.IterDataset`, whose iterator can be checkpointed."""
@@ -23,7 +26,7 @@ class Data(Protocol):
         """One pass over `dev` or `test`; the last batch is filled up, `valid` tells which rows are real."""
 
     def shapes(self) -> Iterable[Batch]:
-        """One batch of zeros for every shape that `train` can give, so that all can be compiled ahead."""
+        """A batch of zeros, of all processes' rows, for every shape that `train` can give: all are compiled ahead."""
 
     def save(self, folder: Path) -> None:
         """Writes what is needed to read inputs the same way again (vocabularies) into the work folder."""
@@ -34,8 +37,9 @@ class Experiment:
     """One run: a model, its data, its objective, its optimiser and how it is judged.
 
     `init(key, batch)` gives the parameters. `objective(params, batch, key)` gives `(loss, metrics)`,
-    pure and differentiable. `evaluate(params, split)` gives the metrics of `dev` or `test`;
-    `best_metric` is the one to keep the best checkpoint by (`best_mode` "max" or "min").
+    pure and differentiable. `evaluate(params, split)` gives the metrics of `dev` or `test`, from parameters
+    that stay valid until it returns; `best_metric` is the one to keep the best checkpoint by (`best_mode`
+    "max" or "min").
     `predict(params, inputs)` yields one `Prediction` an input; `draw(params, folder)` writes figures.
     """
 

@@ -17,7 +17,7 @@ from attention_zoo.training import machine
 from attention_zoo.training.checkpoint import Checkpoints, Progress
 from attention_zoo.training.errors import Interrupted, UserError
 from attention_zoo.training.experiment import Batch, Experiment
-from attention_zoo.training.reporting import Meter, Reporter, say, write_whole
+from attention_zoo.training.reporting import Meter, Reporter, plain, say, write_whole
 from attention_zoo.training.sharding import check_batch_size, make_mesh, on_one_device, shard_batch
 from attention_zoo.training.step import Steps, evaluation_parameters
 from attention_zoo.training.stopping import StopRequest
@@ -47,8 +47,7 @@ def fit(experiment: Experiment, workdir: Path | str, *, log_every: int = 50) -> 
     """
     workdir = Path(workdir)
     if (workdir / SUMMARY).exists():
-        say(f"The run in {workdir} is finished: {workdir / SUMMARY}")
-        return json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
+        return finished(workdir / SUMMARY)
     first = jax.process_index() == 0
     mesh = make_mesh()
     check_batch_size(experiment.batch_size, mesh)
@@ -61,6 +60,20 @@ def fit(experiment: Experiment, workdir: Path | str, *, log_every: int = 50) -> 
         with StopRequest() as stop:  # Before and after it everything is saved, and Ctrl-C may end the run at once.
             run.train(stop, log_every)
         return run.finish(workdir)
+
+
+def finished(path: Path) -> dict[str, Any]:
+    """The summary of a run that is finished.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged; without it the same command judges the best checkpoint again") from error
+    say(f"The run in {path.parent} is finished, see {path}.")
+    return summary
 
 
 def make_writable(workdir: Path) -> None:
@@ -83,7 +96,7 @@ class Run:
 
     def __init__(self, experiment: Experiment, checkpoints: Checkpoints, reporter: Reporter, steps: Steps) -> None:
         self.experiment, self.checkpoints, self.reporter, self.steps = experiment, checkpoints, reporter, steps
-        self.meter = Meter()
+        self.meter, self.progress = Meter(), Progress()
         self.warm = False
         self.began = self.mark = time.monotonic()
         data = experiment.data.train(experiment.seed, jax.process_index(), jax.process_count())
@@ -98,13 +111,17 @@ class Run:
             raise UserError(f"the data are not those that the checkpoints in {workdir} were made with")
         if jax.process_index() == 0:
             self.experiment.data.save(workdir)
-        shapes = sorted(self.experiment.data.shapes(), key=_size, reverse=True)  # The longest to compile first.
-        with ThreadPoolExecutor(len(shapes)) as threads:
-            compiling = [threads.submit(self.steps.compile, shape) for shape in shapes]
-            self.state, self.progress = found or (self.steps.initial(), Progress(data=digest))
-            self.batch = self._next_batch()
-            for result in compiling:
-                result.result()
+        if found:
+            self.state, self.progress = found
+        if not self._done():
+            shapes = sorted(self.experiment.data.shapes(), key=_size, reverse=True)  # The longest to compile first.
+            with ThreadPoolExecutor(len(shapes)) as threads:
+                compiling = [threads.submit(self.steps.compile, shape) for shape in shapes]
+                if not found:
+                    self.state, self.progress = self.steps.initial(), Progress(data=digest)
+                self.batch = self._next_batch()
+                for result in compiling:
+                    result.result()
         self.saved = self.progress.step
         self.reporter.start(self.saved)
         if found:
@@ -113,7 +130,7 @@ class Run:
     def train(self, stop: StopRequest, log_every: int) -> None:
         """Steps until all are done, patience is at its end or a stop is asked for."""
         experiment, progress = self.experiment, self.progress
-        while progress.step < experiment.steps and not self._out_of_patience():
+        while not self._done():
             self._stop_if_asked(stop, together=progress.step % log_every == 0)
             self._advance()
             if progress.step % log_every == 0:
@@ -209,9 +226,10 @@ class Run:
             progress.best, progress.best_step = score, progress.step
         self.mark = time.monotonic()
 
-    def _out_of_patience(self) -> bool:
-        patience = self.experiment.patience
-        return patience is not None and self.progress.evaluations_without_best >= patience
+    def _done(self) -> bool:
+        patience, progress = self.experiment.patience, self.progress
+        out_of_patience = patience is not None and progress.evaluations_without_best >= patience
+        return progress.step >= self.experiment.steps or out_of_patience
 
     def _save(self) -> None:
         self._drain()
@@ -230,7 +248,7 @@ class Run:
     def _summary(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "experiment": self.experiment.name,
-            "metrics": dict(metrics),
+            "metrics": {name: plain(value) for name, value in metrics.items()},
             "steps": self.progress.step,
             "seconds": round(self._seconds(), 2),
             "seconds_to_first_step": self.progress.seconds_to_first_step,

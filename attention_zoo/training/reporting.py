@@ -115,7 +115,7 @@ class Reporter:
     def _record(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         if self._writer is None:
             return
-        line = {"step": step, "split": split, **{name: _plain(value) for name, value in metrics.items()}}
+        line = {"step": step, "split": split, **{name: plain(value) for name, value in metrics.items()}}
         with (self._workdir / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in metrics.items():
@@ -144,7 +144,7 @@ def write_whole(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON has it, which knows no infinity and no NaN."""
     if isinstance(value, str):
         return value

@@ -42,16 +42,16 @@ def initial_state(experiment: Experiment, batch: Mapping[str, Any]) -> TrainStat
 def train_step(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
     """`step(state, batch) -> (state, metrics)`: one gradient, one update, a new key; pure, not yet compiled.
 
-    The metrics are the objective's, with `gradient_norm` (before clipping) and `parameter_norm` (after the update).
+    The metrics are the loss, the objective's, `gradient_norm` (before clipping) and `parameter_norm` (after).
     """
 
     def step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
         key, dropout = jax.random.split(state.key)
-        gradients, metrics = jax.grad(objective, has_aux=True)(state.params, batch, dropout)
+        (loss, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params, batch, dropout)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = {"gradient_norm": optax.tree.norm(gradients), "parameter_norm": optax.tree.norm(params)}
-        return TrainState(state.step + 1, params, optimizer_state, key), {**metrics, **norms}
+        return TrainState(state.step + 1, params, optimizer_state, key), {"loss": loss, **metrics, **norms}
 
     return step
 

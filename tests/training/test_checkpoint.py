@@ -42,7 +42,8 @@ def saved(steps, tmp_path_factory):
         for step in range(1, 6):
             state, _ = steps(state, shard_batch(next(iterator), steps.mesh))
             if step != 3:
-                checkpoints.save(state, iterator, Progress(step=step, best=0.5, best_step=min(step, 2), seconds=step / 7))
+                progress = Progress(step=step, best=0.5, best_step=min(step, 2), seconds=step / 7)
+                checkpoints.save(state, iterator, progress)
                 states[step] = bits(state), jax.device_get(evaluation_parameters(state))
                 position = iterator.get_state()
                 following[step] = next(iterator)
@@ -105,7 +106,8 @@ DAMAGE = [
     ("parameters/d/*", truncate, "has"), ("training/d/*", change, "has been changed"),
     ("training/_METADATA", lambda path: path.unlink(), "training/_METADATA is missing"),
     ("iterator", shutil.rmtree, "iterator/process_0-of-1.json is missing"),
-    ("progress/metadata", truncate, "progress/metadata has"), ("files.json", truncate, "files.json is missing or damaged"),
+    ("progress/metadata", truncate, "progress/metadata has"),
+    ("files.json", truncate, "files.json is missing or damaged"),
 ]
 
 

@@ -65,12 +65,19 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
     read = data.count
     assert fit(experiment(data, steps=3), tmp_path) == summary
     assert data.count == read and "is finished" in capsys.readouterr().err
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=r"summary.json is damaged; without it the same command judges"):
+        fit(experiment(data, steps=3), tmp_path)
+    (tmp_path / "summary.json").unlink()
+    assert fit(experiment(data, steps=3), tmp_path)["metrics"] == summary["metrics"]
+    assert data.count == read
 
 
 @pytest.mark.parametrize("mode, scores", [("max", [0.2, 0.5, 0.4, 0.1]), ("min", [0.2, 0.1, 0.4, 0.3])])
 def test_the_best_parameters_are_kept_and_tested(tmp_path, mode, scores):
     seen = []
-    run = experiment(Copies((5,)), steps=12, evaluate_every=3, checkpoint_every=2, best_mode=mode, **judged(scores, seen))
+    settings = {"steps": 12, "evaluate_every": 3, "checkpoint_every": 2, "best_mode": mode}
+    run = experiment(Copies((5,)), **settings, **judged(scores, seen))
     summary = fit(run, tmp_path)
     assert [split for split, _ in seen] == ["dev"] * 4 + ["test"]
     assert seen[-1][1] == seen[1][1] != seen[3][1]

@@ -124,7 +124,7 @@ def test_further_settings_go_to_optax():
 
 @pytest.mark.parametrize("arguments, settings, sentence", [
     (("adm", 0.1), {}, "unknown optimizer 'adm'; choose one of adadelta, adam, adamw, sgd"),
-    (("adam", 0.1), {"schedule": "linear"}, "unknown schedule 'linear'; choose one of constant, cosine, halving, rsqrt"),
+    (("adam", 0.1), {"schedule": "step"}, "unknown schedule 'step'; choose one of constant, cosine, halving, rsqrt"),
     (("adam", 0.1), {"weight_decay": 0.1}, "weight_decay goes with adamw, not with adam"),
     (("adam", 0.1), {"ema": 1.0}, "ema lies between 0 and 1; got 1.0"),
     (("adam", 0.1), {"accumulate": 0}, "accumulate is at least 1; got 0"),

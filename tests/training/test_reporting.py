@@ -56,6 +56,19 @@ def test_every_record_is_a_line_of_json(tmp_path, capsys):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
+def test_a_terminal_gets_a_bar_with_rate_and_loss(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "150")
+    with Reporter(tmp_path, "tiny", 500) as reporter:
+        reporter.start(7)
+        reporter.trained(20, {"loss": 1.25}, 1234.56, 61.4)
+        reporter.advance(21)
+        reporter.tell("a word [in] between")
+    said = capsys.readouterr()
+    assert said.out == "" and "a word [in] between" in said.err
+    assert "21/500" in said.err and "loss 1.2500  1,235 examples/s" in said.err and "step 20" not in said.err
+
+
 def test_a_silent_reporter_writes_and_says_nothing(tmp_path, capsys):
     with Reporter(tmp_path, "tiny", 500, silent=True) as reporter:
         reporter.start(0)

@@ -33,8 +33,10 @@ def whole(compiled_once, tmp_path_factory):
 def killed(whole, compiled_once, tmp_path_factory):
     """The work folder of a run that was killed after its checkpoint of step 10, of 24."""
     workdir = tmp_path_factory.mktemp("killed")
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(compiled_once),
-           "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(compiled_once),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     process = subprocess.Popen([sys.executable, "-m", "tests.training.killed", str(workdir)], env=env, cwd=ROOT)
     deadline = time.monotonic() + 120
     while not (workdir / "checkpoints" / "10").is_dir():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +14,21 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from attention_zoo.training import UserError
+from attention_zoo.training import UserError, fit
 from attention_zoo.training.sharding import make_mesh, tree_shardings
+from tests.training.tiny import Copies, experiment
 
 ROOT = Path(__file__).parents[2]
+QUICK = "--xla_backend_optimization_level=0"  # compiling takes longer here than running
 
 
 @pytest.fixture(scope="module")
 def found(compiled_once, tmp_path_factory):
     """What eight_devices.py prints."""
     env = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {QUICK}",
         "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(compiled_once),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-m", "tests.training.eight_devices", str(tmp_path_factory.mktemp("runs"))]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -52,6 +56,29 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(found):
     assert found["refusal"] == (
         "a batch of 12 examples cannot be shared evenly by 8 devices; choose a batch size that is a multiple of 8"
     )
+
+
+def test_two_processes_train_as_one_and_stop_together(compiled_once, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.training.two_processes", address, str(tmp_path / "two")]
+    both = [subprocess.Popen([*command, number], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True) for number in "01"]
+    said = [process.communicate(timeout=120) for process in both]
+    # Only the second one was asked to stop, at step 5; they agree at the next step that both look at, the 8th.
+    for process, (out, err) in zip(both, said, strict=True):
+        assert process.returncode == 0 and "stopped after step 8" in out, err
+    fit(experiment(Copies((5,)), steps=8), tmp_path / "one", log_every=4)
+    one, two = (losses(tmp_path / name) for name in ("one", "two"))
+    assert len(two) == 3
+    np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["split"] == "train"]
 
 
 def test_the_first_rule_found_in_a_path_lays_out_parameters_and_moments_alike():
