@@ -193,7 +193,7 @@ def _pick(tree: _Tree, places: jax.Array) -> _Tree:
 
 
 def _best(ended: _Ended, more: _Ended) -> _Ended:
-    """The K best of both; of equals those of `ended`, so that an example waiting for others changes no more."""
+    """The K best of both, of equals those of `ended`: free places stay free, a settled example stays as it is."""
     both = jax.tree.map(lambda one, other: jnp.concatenate([one, other], axis=1), ended, more)
     _, places = lax.top_k(both.scores, ended.scores.shape[1])
     return _pick(both, places)
@@ -220,17 +220,16 @@ def _end_all(state: _Beam, divisors: jax.Array) -> _Ended:
 
 def _walk_back(ended: _Ended, trace: _Trace, pad: int) -> Decoded:
     """Follows each hypothesis from its last symbol to its first, reading tokens and alignments of its own path."""
-    lengths = jnp.where(ended.scores == -jnp.inf, 0, ended.lengths)
 
     def back(live: jax.Array, at: tuple[jax.Array, _Trace]) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
         written, step = at
-        inside, last = written < lengths, written == lengths - 1
+        inside, last = written < ended.lengths, written == ended.lengths - 1
         tokens, parents = _pick((step.tokens, step.parents), live)
         tokens = jnp.where(inside, jnp.where(last, ended.last, tokens), pad)
         parents = jnp.where(last, ended.parents, parents)
         return parents, (tokens, zero_unless(inside, _pick(step.alignment, parents)))
 
     steps = jnp.arange(trace.tokens.shape[0])
-    _, path = lax.scan(back, jnp.zeros_like(lengths), (steps, trace), reverse=True)
+    _, path = lax.scan(back, jnp.zeros_like(ended.lengths), (steps, trace), reverse=True)
     tokens, alignment = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), path)
-    return Decoded(tokens, lengths, ended.scores, alignment)
+    return Decoded(tokens, ended.lengths, ended.scores, alignment)
