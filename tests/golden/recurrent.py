@@ -3,7 +3,8 @@
 Run with `python tests/golden/recurrent.py`; made with Python 3.11.7, torch 2.13.0 (CPU), numpy 2.4.6.
 
 Cases, KIND being `lstm` or `gru`: `KIND/plain` is one layer, one direction, every sequence S steps long;
-`KIND/packed` is two layers, two directions, sequences of their own lengths, packed (and unsorted).
+`KIND/packed` is two layers, two directions, sequences of their own lengths, packed (and unsorted);
+`KIND/encoder` is like that, but starts from zeros.
 Arrays of a case, with sizes B 5, S 7, I 2, D 3; L layers (the directions of a layer side by side):
 
     inputs [B, S, I], lengths [B], initial_hidden [L, B, D], initial_memory [L, B, D] (LSTM only)
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 BATCH, STEPS, INPUT, WIDTH = 5, 7, 2, 3
-LENGTHS = {"plain": [7, 7, 7, 7, 7], "packed": [4, 7, 1, 6, 3]}
+LENGTHS = {"plain": [7, 7, 7, 7, 7], "packed": [4, 7, 1, 6, 3], "encoder": [4, 7, 1, 6, 3]}
 RESULTS = ("outputs", "final_hidden", "final_memory")
 
 
@@ -36,10 +37,12 @@ def run(layer: torch.nn.LSTM | torch.nn.GRU, inputs: torch.Tensor, lengths: list
 
 
 def case(kind: str, packing: str) -> dict[str, np.ndarray]:
-    layers = 2 if packing == "packed" else 1
+    layers = 1 if packing == "plain" else 2
     make = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[kind]
     layer = make(INPUT, WIDTH, layers, batch_first=True, bidirectional=layers == 2).double()
     inputs, states = draw(BATCH, STEPS, INPUT), [draw(layers**2, BATCH, WIDTH) for _ in range(2 - (kind == "gru"))]
+    if packing == "encoder":
+        states = [torch.zeros_like(state, requires_grad=True) for state in states]
     results = run(layer, inputs, LENGTHS[packing], states)
     cotangents = [torch.randn_like(result) for result in results]
     sum((c * result).sum() for c, result in zip(cotangents, results, strict=True)).backward()

@@ -1,0 +1,268 @@
+"""Attention as a module: against JoeyNMT and OpenNMT-py, against the plain functions, memory, masks, dtypes."""
+
+from collections.abc import Callable
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jaxtyping import TypeCheckError
+
+from attention_zoo.functional import masks, scores
+from attention_zoo.functional.attend import attend
+from attention_zoo.modules import (
+    Additive,
+    Attention,
+    Concat,
+    Cosine,
+    Dot,
+    General,
+    Location,
+    Memory,
+    ScaledDot,
+)
+
+B, T, S, Q, V, D, L = 2, 3, 7, 5, 11, 13, 17
+LENGTHS = np.array([4, 0])
+# These learn to compare queries and values of different widths; the others need equal ones.
+PROJECTING = {
+    "general": General(Q),
+    "additive": Additive(D),
+    "normalised": Additive(D, normalised=True),
+    "concat": Concat(D),
+    "location": Location(L),
+    "cosine": Cosine(V),
+}
+SCORES = {"dot": Dot(), "scaled_dot": ScaledDot()} | PROJECTING
+every_score = pytest.mark.parametrize("name", SCORES)
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.float32(np.random.default_rng(shape).normal(size=shape))
+
+
+def sources(name: str) -> tuple[np.ndarray, np.ndarray]:
+    return draw(B, T, Q if name in PROJECTING else V), draw(B, S, V)
+
+
+@cache
+def initial(name: str) -> dict:
+    return jax.jit(lambda: Attention(SCORES[name]).init(jax.random.key(0), *sources(name), method="over"))()
+
+
+@cache
+def compiled(name: str) -> Callable:
+    """(variables, queries, values, mask) -> context, alignment, state."""
+    attention = Attention(SCORES[name])
+    return jax.jit(lambda variables, *arguments: attention.apply(variables, *arguments, method="over"))
+
+
+def compare(case: dict[str, np.ndarray], forward: Callable, parts: tuple[str, str]) -> None:
+    """`forward(arrays) -> results` gives the golden results and, by their cotangents, the golden gradients."""
+    differentiated = {name: case[name] for name in case if f"gradients/{name}" in case}
+    results, pull_back = jax.vjp(jax.jit(forward), differentiated)
+    (gradients,) = pull_back(tuple(jnp.asarray(case[f"cotangents/{part}"]) for part in parts))
+    found = dict(zip(parts, results, strict=True)) | {f"gradients/{name}": g for name, g in gradients.items()}
+    for name, value in found.items():
+        np.testing.assert_allclose(value, case[name], rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+def attend_by(score: nn.Module, parameters: dict, queries: jax.Array, values: jax.Array, mask: np.ndarray):
+    """The context and weights of `Attention(score)`, its source remembered first."""
+    attention, variables = Attention(score), {"params": {"score": parameters}}
+    memory = attention.apply(variables, values, mask, method="remember")
+    context, alignment, state = attention.apply(variables, queries, memory)
+    assert state is None
+    return context, alignment.weights
+
+
+def test_bahdanau_equals_joeynmt(golden, float64):
+    case = golden("joeynmt_attention", "bahdanau")
+
+    def forward(arrays):
+        parameters = {
+            "query": {"kernel": arrays["weights/query_layer.weight"].T},
+            "key": {"kernel": arrays["weights/key_layer.weight"].T},
+            "energy": arrays["weights/energy_layer.weight"][0],
+        }
+        score = Additive(11, use_bias=False)
+        return attend_by(score, parameters, arrays["queries"], arrays["values"], case["mask"])
+
+    compare(case, forward, ("context", "alignment"))
+
+
+def test_luong_equals_joeynmt(golden, float64):
+    case = golden("joeynmt_attention", "luong")
+
+    def forward(arrays):
+        parameters = {"key": {"kernel": arrays["weights/key_layer.weight"].T}}
+        return attend_by(General(11), parameters, arrays["queries"], arrays["values"], case["mask"])
+
+    compare(case, forward, ("context", "alignment"))
+
+
+def onmt_score(kind: str, arrays: dict[str, jax.Array]) -> tuple[nn.Module, dict]:
+    if kind == "dot":
+        return Dot(), {}
+    if kind == "general":  # OpenNMT-py projects the query: the keys' kernel is its transpose, twice transposed
+        return General(5), {"key": {"kernel": arrays["weights/linear_in.weight"]}}
+    query = {"kernel": arrays["weights/linear_query.weight"].T, "bias": arrays["weights/linear_query.bias"]}
+    key = {"kernel": arrays["weights/linear_context.weight"].T}
+    return Additive(5), {"query": query, "key": key, "energy": arrays["weights/v.weight"][0]}
+
+
+@pytest.mark.parametrize("kind", ["dot", "general", "mlp"])
+def test_attentional_vector_equals_opennmt(kind, golden, float64):
+    case = golden("onmt_attention", kind)
+    mask = masks.within(case["lengths"], 7)
+
+    def forward(arrays):
+        queries = arrays["queries"]
+        context, weights = attend_by(*onmt_score(kind, arrays), queries, arrays["values"], mask)
+        joined = jnp.concatenate([context, queries], -1) @ arrays["weights/linear_out.weight"].T
+        if kind == "mlp":
+            return joined + arrays["weights/linear_out.bias"][None, None], weights
+        return jnp.tanh(joined), weights
+
+    compare(case, forward, ("attentional", "alignment"))
+
+
+def plain_score(name: str, parameters: dict) -> Callable:
+    """The same score as a function of unprojected queries and keys."""
+    score = jax.tree.map(np.asarray, parameters.get("params", {}).get("score", {}))
+    if name == "general":
+        return lambda q, k: scores.general(q, k, score["key"]["kernel"].T)
+    if name in ("additive", "normalised"):
+        energy = scores.normalised_energy(score["energy"], score["gain"]) if name == "normalised" else score["energy"]
+        bias = score["query"]["bias"][None, None]
+        return lambda q, k: scores.additive(q @ score["query"]["kernel"] + bias, k @ score["key"]["kernel"], energy)
+    if name == "concat":
+        halves = [score["additive"][half]["kernel"] for half in ("query", "key")]
+        return lambda q, k: scores.concat(q, k, np.concatenate(halves).T, score["additive"]["energy"])
+    if name == "location":
+        return lambda q, k: scores.location(q, score["weight"], k.shape[-2])
+    if name == "cosine":
+        return lambda q, k: scores.cosine(q @ score["query"]["kernel"], k, score["sharpness"])
+    return {"dot": scores.dot, "scaled_dot": scores.scaled_dot}[name]
+
+
+@every_score
+def test_module_equals_function(name):
+    queries, values = sources(name)
+    # Biases start at zero: move every parameter away from where it starts.
+    variables = jax.tree.map(lambda value: np.float32(value) + 0.1 * draw(*value.shape), initial(name))
+    mask = masks.within(LENGTHS, S)
+    context, alignment, _ = compiled(name)(variables, queries, values, mask)
+    run = jax.jit(lambda q, v: attend(q, v, v, mask[:, None], score=plain_score(name, variables)))
+    expected, expected_alignment = run(queries, values)
+    np.testing.assert_allclose(context, expected, atol=2e-5)
+    np.testing.assert_allclose(alignment.weights, expected_alignment.weights, atol=1e-5)
+
+
+@every_score
+def test_remembered_once_equals_at_once(name):
+    queries, values = sources(name)
+    attention, variables = Attention(SCORES[name]), initial(name)
+    mask = masks.within(LENGTHS, S)
+    memory = attention.apply(variables, values, mask, method="remember")
+    assert isinstance(memory, Memory) and len(jax.tree.leaves(memory)) == 3
+    whole = compiled(name)(variables, queries, values, mask)[0]
+    steps = [attention.apply(variables, queries[:, t : t + 1], memory)[0] for t in range(T)]
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), whole, atol=1e-5)
+
+
+@every_score
+def test_nothing_is_kept_on_the_module(name):
+    _, changed = Attention(SCORES[name]).apply(initial(name), *sources(name), method="over", mutable=True)
+    assert set(changed) <= {"params"}
+    jax.tree.map(np.testing.assert_array_equal, changed.get("params", {}), initial(name).get("params", {}))
+
+
+@every_score
+def test_padding_changes_nothing_and_receives_no_gradient(name):
+    queries, values = sources(name)
+    mask, variables = masks.within(LENGTHS, S), initial(name)
+    run = compiled(name)
+
+    @jax.jit
+    def gradient(variables, queries, values):
+        return jax.grad(lambda *arguments: jnp.sum(run(*arguments, mask)[0] ** 2), argnums=(0, 1, 2))(
+            variables, queries, values
+        )
+
+    garbage = np.where(mask[..., None], values, np.float32(1e4))
+    jax.tree.map(
+        np.testing.assert_array_equal, run(variables, queries, values, mask), run(variables, queries, garbage, mask)
+    )
+    clean, dirty = gradient(variables, queries, values), gradient(variables, queries, garbage)
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+    np.testing.assert_array_equal(clean[2][~mask], 0)
+    assert np.all(clean[2][mask] != 0)
+    # The second source is empty: nothing to read there, and nothing to learn from it.
+    np.testing.assert_array_equal(run(variables, queries, values, mask)[0][1], 0)
+    np.testing.assert_array_equal(clean[1][1], 0)
+
+
+@every_score
+def test_every_parameter_learns(name):
+    queries, values = sources(name)
+    weighting = draw(B, T, V)
+    gradients = jax.grad(lambda variables: jnp.sum(weighting * compiled(name)(variables, queries, values, None)[0]))
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(initial(name))):
+        assert np.any(np.abs(gradient) > 1e-6), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", [name for name in PROJECTING if name not in ("cosine", "location")])
+def test_computes_in_bfloat16_with_parameters_in_float32(name):
+    queries, values = (jnp.asarray(array, jnp.bfloat16) for array in sources(name))
+    attention = Attention(SCORES[name].clone(dtype=jnp.bfloat16))
+    variables = jax.eval_shape(lambda: attention.init(jax.random.key(0), queries, values, method="over"))
+    context, alignment, _ = jax.eval_shape(lambda v: attention.apply(v, queries, values, method="over"), variables)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert context.dtype == alignment.weights.dtype == jnp.bfloat16
+
+
+@every_score
+def test_batched_equals_vmap_of_the_single_example(name):
+    queries, values = sources(name)
+    mask, attention = masks.within(LENGTHS, S), Attention(SCORES[name])
+    one = jax.vmap(lambda v, q, s, m: attention.apply(v, q, s, m, method="over")[0], in_axes=(None, 0, 0, 0))
+    expected = compiled(name)(initial(name), queries, values, mask)[0]
+    np.testing.assert_allclose(jax.jit(one)(initial(name), queries, values, mask), expected, atol=1e-5)
+
+
+def test_the_normalised_energy_starts_with_the_length_of_the_paper():
+    score = initial("normalised")["params"]["score"]
+    np.testing.assert_allclose(score["gain"], np.sqrt(1 / D), rtol=1e-6)
+
+
+def test_no_mask_means_that_all_is_real():
+    queries, values = sources("dot")
+    found, _, _ = compiled("dot")({}, queries, values, None)
+    np.testing.assert_array_equal(found, compiled("dot")({}, queries, values, np.ones((B, S), bool))[0])
+
+
+def test_the_alignment_and_its_state_are_exchangeable():
+    def first(scores: jax.Array, mask: jax.Array) -> jax.Array:
+        return jnp.zeros_like(scores).at[..., 0].set(1)
+
+    queries, values = sources("dot")
+    attention = Attention(Dot(), alignment=first)
+    memory = attention.apply({}, values, method="remember")
+    context, _, state = attention.apply({}, queries, memory, "the state goes through")
+    np.testing.assert_array_equal(context, np.broadcast_to(values[:, :1], context.shape))
+    assert state == "the state goes through"
+    assert attention.apply({}, memory, method="start") is None
+
+
+def test_a_mask_of_a_wrong_shape_is_an_error_that_names_it():
+    with pytest.raises(TypeCheckError, match="parameter 'mask'"):
+        Attention(Dot()).apply({}, draw(B, S, V), np.ones((B, T), bool), method="remember")
+
+
+def test_unknown_implementation_is_refused():
+    queries, values = sources("dot")
+    with pytest.raises(ValueError, match="implementation is one of"):
+        Attention(Dot(), implementation="fast").apply({}, queries, values, method="over")

@@ -1,0 +1,218 @@
+"""Recurrent layers and encoders as modules: against torch, lengths, options, parameters."""
+
+from collections.abc import Callable
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from attention_zoo.functional.recurrent import GRUState, LSTMState
+from attention_zoo.modules import RecurrentEncoder, RecurrentLayer
+
+B, S, I, D = 3, 5, 7, 11  # noqa: E741 - the width of the inputs
+LENGTHS = np.array([S, 2, 0])
+STATES = {"lstm": LSTMState, "gru": GRUState}
+kinds = pytest.mark.parametrize("kind", STATES)
+directions = pytest.mark.parametrize("bidirectional", [False, True])
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.float32(np.random.default_rng(shape).normal(size=shape))
+
+
+def parameters(kind: str, arrays: dict[str, jax.Array], suffix: str) -> dict:
+    """A layer's parameters from torch's; its LSTM has two biases, which are only ever added."""
+    names = (f"weights/{name}_{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    kernel, recurrent, bias, recurrent_bias = (arrays[name] for name in names)
+    if kind == "lstm":
+        return {"input": {"kernel": kernel.T, "bias": bias + recurrent_bias}, "recurrent": recurrent.T}
+    return {
+        "input": {"kernel": kernel.T, "bias": bias},
+        "recurrent": recurrent.T,
+        "recurrent_bias": recurrent_bias,
+    }
+
+
+def compare(case: dict[str, np.ndarray], kind: str, forward: Callable) -> None:
+    """`forward(arrays) -> (outputs, state as torch stacks it)` gives the golden results and gradients."""
+    parts = ["outputs", *(f"final_{part}" for part in STATES[kind]._fields)]
+    differentiated = {name: case[name] for name in case if f"gradients/{name}" in case}
+    results, pull_back = jax.vjp(jax.jit(forward), differentiated)
+    cotangents = [jnp.asarray(case[f"cotangents/{part}"]) for part in parts]
+    (gradients,) = pull_back((cotangents[0], STATES[kind](*cotangents[1:])))
+    found = dict(zip(parts, jax.tree.leaves(results), strict=True))
+    found |= {f"gradients/{name}": gradient for name, gradient in gradients.items()}
+    for name, value in found.items():
+        np.testing.assert_allclose(value, case[name], rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+@kinds
+def test_layer_equals_torch(kind, golden, float64):
+    case = golden("recurrent", f"{kind}/plain")
+    layer = RecurrentLayer(3, kind)
+
+    def forward(arrays):
+        variables = {"params": parameters(kind, arrays, "l0")}
+        state = STATES[kind](*(arrays[f"initial_{part}"][0] for part in STATES[kind]._fields))
+        projected = layer.apply(variables, jnp.swapaxes(arrays["inputs"], 0, 1), method="project")
+        outputs, final = layer.apply(variables, projected, state, method="run")
+        return jnp.swapaxes(outputs, 0, 1), jax.tree.map(lambda value: value[None], final)
+
+    compare(case, kind, forward)
+
+
+@kinds
+def test_bidirectional_encoder_equals_torch(kind, golden, float64):
+    case = golden("recurrent", f"{kind}/encoder")
+    # It starts from zeros and has no say in it.
+    case = {name: value for name, value in case.items() if not name.startswith("gradients/initial")}
+
+    def forward(arrays):
+        layers = {f"forward_layers_{n}": parameters(kind, arrays, f"l{n}") for n in range(2)}
+        layers |= {f"backward_layers_{n}": parameters(kind, arrays, f"l{n}_reverse") for n in range(2)}
+        encoder = RecurrentEncoder(3, 2, kind)
+        outputs, finals = encoder.apply({"params": layers}, arrays["inputs"], jnp.asarray(case["lengths"]))
+        # Ours has one state a layer, the directions joined; torch stacks all: l0, l0_reverse, l1, l1_reverse.
+        directions = [
+            half for final in finals for half in zip(*(jnp.split(part, 2, -1) for part in final), strict=True)
+        ]
+        return outputs, STATES[kind](*(jnp.stack(parts) for parts in zip(*directions, strict=True)))
+
+    compare(case, kind, forward)
+
+
+@cache
+def encoder(kind: str, bidirectional: bool) -> tuple[RecurrentEncoder, dict, Callable]:
+    """A two-layer encoder, random variables (no initial ones: to compile those takes longer), and itself compiled."""
+    module, normal = RecurrentEncoder(D, 2, kind, bidirectional), np.random.default_rng(0).normal
+    shapes = jax.eval_shape(module.init, jax.random.key(0), draw(B, S, I), LENGTHS)
+    variables = jax.tree.map(lambda leaf: np.float32(normal(size=leaf.shape, scale=0.5)), shapes)
+    return module, variables, jax.jit(module.apply)
+
+
+@kinds
+@directions
+def test_shapes(kind, bidirectional):
+    _, variables, run = encoder(kind, bidirectional)
+    outputs, finals = run(variables, draw(B, S, I), LENGTHS)
+    assert outputs.shape == (B, S, D * (1 + bidirectional))
+    assert [type(final) for final in finals] == [STATES[kind]] * 2
+    assert {leaf.shape for leaf in jax.tree.leaves(finals)} == {(B, D * (1 + bidirectional))}
+
+
+@kinds
+@directions
+def test_padding_changes_nothing_and_receives_no_gradient(kind, bidirectional):
+    module, variables, run = encoder(kind, bidirectional)
+    inputs, padding = draw(B, S, I), np.arange(S) >= LENGTHS[:, None]
+    garbage = np.where(padding[..., None], np.float32(1e3), inputs)
+    clean = run(variables, inputs, LENGTHS)
+    jax.tree.map(np.testing.assert_array_equal, clean, run(variables, garbage, LENGTHS))
+    np.testing.assert_array_equal(clean[0][padding], 0)
+    total = jax.jit(
+        jax.grad(lambda x: sum(leaf.sum() for leaf in jax.tree.leaves(module.apply(variables, x, LENGTHS))))
+    )
+    gradient = total(inputs)
+    np.testing.assert_array_equal(gradient[padding], 0)
+    assert np.all(gradient[~padding] != 0)
+
+
+@kinds
+@directions
+def test_a_short_sequence_is_read_as_if_it_stood_alone(kind, bidirectional):
+    _, variables, run = encoder(kind, bidirectional)
+    inputs = draw(B, S, I)
+    outputs, finals = run(variables, inputs, LENGTHS)
+    short, short_finals = run(variables, inputs[:, :2], np.array([2, 2, 2]))
+    np.testing.assert_allclose(outputs[1, :2], short[1], atol=1e-6)
+    jax.tree.map(lambda long, alone: np.testing.assert_allclose(long[1], alone[1], atol=1e-6), finals, short_finals)
+    jax.tree.map(lambda final: np.testing.assert_array_equal(final[2], 0), finals)
+
+
+@kinds
+def test_batched_equals_vmap_of_the_single_example(kind):
+    module, variables, run = encoder(kind, True)
+    mapped = jax.jit(jax.vmap(module.apply, in_axes=(None, 0, 0)))(variables, draw(B, S, I), LENGTHS)
+    expected = run(variables, draw(B, S, I), LENGTHS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mapped, expected)
+
+
+@kinds
+def test_both_directions_see_their_end_of_the_sequence(kind):
+    # The first annotation of the forward half knows nothing of the second input; that of the backward half does.
+    parameters = encoder(kind, True)[1]["params"]
+    one_layer = {"params": {name: value for name, value in parameters.items() if name.endswith("_0")}}
+    inputs = draw(B, S, I)
+    changed = inputs + np.eye(S, dtype=np.float32)[1][None, :, None]
+    run = jax.jit(lambda x: RecurrentEncoder(D, 1, kind).apply(one_layer, x, np.array([S, S, S]))[0][:, 0])
+    before, after = run(inputs), run(changed)
+    np.testing.assert_array_equal(before[:, :D], after[:, :D])
+    assert np.all(before[:, D:] != after[:, D:])
+
+
+@kinds
+def test_layer_in_parts_equals_the_whole(kind):
+    layer, inputs = RecurrentLayer(D, kind), draw(S, B, I)
+    variables = {"params": encoder(kind, False)[1]["params"]["forward_layers_0"]}
+    expected, final = jax.jit(layer.apply)(variables, inputs)
+    projected = layer.apply(variables, inputs, method="project")
+    state = layer.apply(variables, (B,), method="zeros")
+    for t in range(S):
+        state = layer.apply(variables, projected[t], state, method="step")
+        np.testing.assert_allclose(state.hidden, expected[t], atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, final)
+
+
+def test_residual_adds_the_input_where_widths_agree():
+    inputs = draw(B, S, I)
+    plain, added = (RecurrentEncoder(D, 2, bidirectional=False, residual=residual) for residual in (False, True))
+    variables = encoder("lstm", False)[1]
+    lower = {"params": {"forward_layers_0": variables["params"]["forward_layers_0"]}}
+    first, _ = RecurrentEncoder(D, 1, bidirectional=False).apply(lower, inputs, LENGTHS)
+    difference = added.apply(variables, inputs, LENGTHS)[0] - plain.apply(variables, inputs, LENGTHS)[0]
+    np.testing.assert_allclose(difference, first, atol=1e-6)
+
+
+def test_dropout_acts_between_layers_only_and_only_in_training():
+    inputs, rngs = draw(B, S, I), {"dropout": jax.random.key(1)}
+    _, variables, run = encoder("gru", False)
+    wet = RecurrentEncoder(D, 2, "gru", False, dropout=0.5)
+    (dry_outputs, dry_finals), test_outputs = run(variables, inputs, LENGTHS), wet.apply(variables, inputs, LENGTHS)[0]
+    np.testing.assert_allclose(test_outputs, dry_outputs, atol=1e-6)
+    train = jax.jit(lambda rngs: wet.apply(variables, inputs, LENGTHS, deterministic=False, rngs=rngs))
+    outputs, finals = train(rngs)
+    np.testing.assert_allclose(finals[0].hidden, dry_finals[0].hidden, atol=1e-6)
+    assert not np.allclose(outputs, dry_outputs, atol=1e-2)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("lstm", 4 * D * (I + D + 1)), ("gru", 3 * D * (I + D + 2))])
+def test_number_of_parameters(kind, count):
+    variables = jax.eval_shape(RecurrentLayer(D, kind).init, jax.random.key(0), draw(S, B, I))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count
+
+
+def test_the_forget_gate_starts_with_bias_one():
+    variables = jax.jit(RecurrentLayer(D).init)(jax.random.key(0), draw(S, B, I))
+    np.testing.assert_array_equal(variables["params"]["input"]["bias"], np.repeat([0, 1, 0, 0], D))
+
+
+@kinds
+def test_computes_in_bfloat16_with_parameters_in_float32(kind):
+    module = RecurrentEncoder(D, 2, kind, dtype=jnp.bfloat16)
+    variables = jax.eval_shape(module.init, jax.random.key(0), draw(B, S, I), LENGTHS)
+    results = jax.eval_shape(module.apply, variables, draw(B, S, I), LENGTHS)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(variables)} == {"float32"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(results)} == {"bfloat16"}
+
+
+def test_unknown_cell_is_refused():
+    with pytest.raises(ValueError, match="cell is one of lstm, gru; got 'rnn'"):
+        RecurrentEncoder(D, cell="rnn").init(jax.random.key(0), draw(B, S, I), LENGTHS)
+
+
+def test_lengths_of_another_batch_are_an_error_that_names_them():
+    with pytest.raises(TypeCheckError, match="parameter 'lengths'"):
+        RecurrentEncoder(D).init(jax.random.key(0), draw(B, S, I), np.array([1, 2]))
