@@ -26,7 +26,8 @@ def softmax(scores: Float[Array, "*b T S"], mask: Bool[Array, "*#b #T S"] | None
     """Global soft alignment, `alpha_ts = exp(e_ts) / sum_k exp(e_tk)` (Bahdanau 2014, eq. 6).
 
     Computed in float32 at least and returned in the dtype of `scores`. A row whose mask allows nothing has
-    zero weights and zero gradient, never NaN and never an average of padding.
+    zero weights and zero gradient, never NaN and never an average of padding. Masked scores may be anything, NaN and
+    infinity included.
 
     Args:
         scores: relevance of source position s to query t, [..., T, S].

@@ -17,6 +17,8 @@ IMPLEMENTATIONS = ("plain",)
 def read(weights: Float[Array, "*#b T S"], values: Float[Array, "*#b S V"]) -> Float[Array, "*b T V"]:
     """Context vectors, `c_t = sum_s alpha_ts v_s` (Bahdanau 2014, eq. 5).
 
+    Values must be finite, also where every weight is zero: 0 * NaN is NaN.
+
     >>> read(jnp.array([[0.25, 0.75]]), jnp.array([[4.0], [8.0]]))
     Array([[7.]], dtype=float32)
     """

@@ -19,7 +19,7 @@ def cross_entropy(
     token among them (Szegedy 2016, section 7). Computed in float32 at least.
 
     Args:
-        logits: unnormalised log-probabilities, [..., T, N].
+        logits: unnormalised log-probabilities, [..., T, N]; finite, also in padding.
         targets: token ids, [..., T]; what stands in padding does not matter.
         mask: True = a real token, [..., T].
         label_smoothing: e, in [0, 1).

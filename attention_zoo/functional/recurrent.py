@@ -92,7 +92,7 @@ def lstm(
     """An LSTM layer over whole sequences, by `lstm_cell`.
 
     Args:
-        inputs: [..., S, I].
+        inputs: [..., S, I]; finite, also in padding.
         weights: gates in the order i, f, g, o.
         state: where to start; zeros by default.
         lengths: real steps of each sequence, [...]; all S by default.
