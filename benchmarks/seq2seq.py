@@ -132,7 +132,7 @@ def to_plain(params: Any) -> Any:
         "cell": {
             "query": score["query"],
             "energy": {"kernel": score["energy"][:, None]},
-            "lstm": _plain_lstm({**first, "input": {"kernel": kernel}}),
+            "lstm": _plain_lstm({**first, "input": {**first["input"], "kernel": kernel}}),
         },
         "pairs": decoder["combine"],
         "output": params["output"],
@@ -140,7 +140,7 @@ def to_plain(params: Any) -> Any:
 
 
 def _plain_lstm(layer: Any) -> Any:
-    split = {name: jnp.split(layer[name], 4, -1) for name in ("recurrent", "bias")}
+    split = {"recurrent": jnp.split(layer["recurrent"], 4, -1), "bias": jnp.split(layer["input"]["bias"], 4)}
     inputs = jnp.split(layer["input"]["kernel"], 4, -1)
     plain = {f"i{gate}": {"kernel": inputs[number]} for number, gate in enumerate("ifgo")}
     for number, gate in enumerate("ifgo"):

@@ -119,6 +119,8 @@ def _forward(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> 
 
 def _taped(step: Step, uses: list[_Use], constants: Any, carry: Any, x: Any, probes: list[jax.Array] | None) -> Any:
     """One step with a tape on: its results, and the inputs and outputs of its products."""
+    # Constants that are no tracers yet become tracers now, not in the step, where they would lose their identity.
+    constants = jax.tree.map(jnp.asarray, constants)
     tape = _Tape({id(leaf): n for n, leaf in enumerate(jax.tree.leaves(constants))}, uses, [], [], probes)
     token = _tape.set(tape)
     try:

@@ -34,16 +34,16 @@ class RecurrentLayer(nn.Module):
         if self.cell not in CELLS:
             raise ValueError(f"cell is one of {', '.join(CELLS)}; got {self.cell!r}")
         gates = CELLS[self.cell][2] * self.units
-        self.input = Dense(gates, use_bias=False, dtype=self.dtype)
+        self.input = Dense(
+            gates, dtype=self.dtype, bias_init=_forget_one if self.cell == "lstm" else nn.initializers.zeros
+        )
         self.recurrent = self.param("recurrent", nn.initializers.orthogonal(), (self.units, gates))
-        self.bias = self.param("bias", partial(_gate_bias, self.cell), (gates,))
         if self.cell == "gru":
             self.recurrent_bias = self.param("recurrent_bias", nn.initializers.zeros, (gates,))
 
     def project(self, inputs: jax.Array) -> jax.Array:
         """`W x + b` for any number of steps, [..., G]."""
-        projected = self.input(inputs)
-        return projected + self.bias.astype(projected.dtype)
+        return self.input(inputs)
 
     def step(self, projected: jax.Array, state: State) -> State:
         """One step from a projected input [..., G]."""
@@ -119,7 +119,6 @@ class RecurrentEncoder(nn.Module):
         )
 
 
-def _gate_bias(cell: str, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    bias = jnp.zeros(shape)
-    quarter = shape[0] // 4
-    return bias.at[quarter : 2 * quarter].set(1) if cell == "lstm" else bias
+def _forget_one(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+    """Gates i, f, g, o: one for f, zero for the others."""
+    return jnp.repeat(jnp.array([0, 1, 0, 0], dtype), shape[0] // 4)

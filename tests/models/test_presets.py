@@ -1,0 +1,75 @@
+"""The table of presets is complete, and every model has as many parameters as its paper's equations say."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from attention_zoo.models import PRESETS, seq2seq
+
+
+def lstm(inputs, units):
+    return 4 * units * (inputs + units + 1)
+
+
+def gru(inputs, units):
+    """Three gates with two biases each (one inside the reset gate's reach)."""
+    return 3 * units * (inputs + units + 2)
+
+
+def additive(query, value, units):
+    """W with its bias, U, v."""
+    return units * (query + 1) + units * value + units
+
+
+def bahdanau_2014():
+    words, m, n = 30_001, 620, 1000  # the paper's K, m and n; l = 500
+    encoder = 2 * gru(m, n)
+    decoder = gru(m + 2 * n, n) + additive(n, 2 * n, n) + n * (n + 1)
+    readout = 1000 * (n + m + 2 * n + 1) + words * (500 + 1)
+    return 2 * words * m + encoder + decoder + readout
+
+
+def luong_2015():
+    words, n = 50_000, 1000
+    encoder = 4 * lstm(n, n)
+    decoder = lstm(2 * n, n) + 3 * lstm(n, n) + n * n + n * 2 * n  # input feeding, W_a, W_c
+    return 2 * words * n + encoder + decoder + words * (n + 1)
+
+
+def joeynmt_reverse():
+    words, e, n = 54, 16, 64
+    decoder = lstm(e + n, n) + 2 * n * n + 3 * n * n + 2 * n * (2 * n + 1)  # W_a, W_c, the bridge to h and c
+    return 2 * words * e + 2 * lstm(e, n) + decoder + words * (n + 1)
+
+
+def translator():
+    words, e, n = 8000, 256, 512
+    decoder = lstm(e + 2 * n, n) + additive(n, 2 * n, n) + 2 * n * (2 * n + 1)
+    readout = n * (n + e + 2 * n + 1) + words * (n // 2 + 1)
+    return 2 * words * e + 2 * lstm(e, n) + decoder + readout
+
+
+COUNTS = {count.__name__: count for count in (bahdanau_2014, luong_2015, joeynmt_reverse, translator)}
+
+
+def test_every_preset_is_counted():
+    assert COUNTS.keys() == PRESETS.keys()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameter_count(name):
+    model = seq2seq(name)
+    tokens, lengths = jnp.zeros((2, 3), jnp.int32), jnp.ones(2, jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, lengths, tokens)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == COUNTS[name]()
+
+
+def test_fields_replace_the_presets():
+    assert seq2seq("luong_2015", score="dot").score == "dot"
+
+
+def test_an_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match=r"preset is one of bahdanau_2014, .*; got 'bahdanau'"):
+        seq2seq("bahdanau")

@@ -1,0 +1,173 @@
+"""Contracts of the encoder-decoder, for every attention and score."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from jaxtyping import TypeCheckError
+
+from attention_zoo.functional.search import beam, greedy
+from attention_zoo.models import Seq2Seq
+from attention_zoo.models.seq2seq import SCORES
+
+B, S, T, N_SOURCE, N_TARGET = 3, 7, 5, 13, 11
+SIZES = {"embedding": 5, "encoder_units": 3, "decoder_units": 6}
+MECHANISMS = [
+    {"attention": "none"},
+    {"attention": "context", "cell": "gru"},
+    *[{"attention": "bahdanau", "score": score} for score in SCORES],
+    {"attention": "bahdanau", "cell": "gru", "bridge": "backward", "decoder_layers": 2},
+    {"attention": "luong", "score": "general", "encoder_layers": 2, "decoder_layers": 2, "bridge": "copy"},
+    {"attention": "luong", "score": "dot", "input_feeding": False, "tied": True},
+    {"attention": "luong", "score": "additive", "input_feeding": False, "one_hot": True},
+]
+NAMES = ["-".join(map(str, mechanism.values())) for mechanism in MECHANISMS]
+
+
+def make(**fields):
+    """A small model, its parameters, and a batch of sources and targets."""
+    model = Seq2Seq(N_SOURCE, N_TARGET, **{**SIZES, **fields})
+    generator = np.random.default_rng(0)
+    source, target = generator.integers(4, N_SOURCE, (B, S)), generator.integers(4, N_TARGET, (B, T))
+    source, lengths, target = map(jnp.int32, (source, [S, 4, 1], target))
+    # Larger than the usual first values, so that attention is sharp and mistakes are visible.
+    params = jax.tree.map(lambda leaf: 2 * leaf, jax.jit(model.init)(jax.random.key(0), source, lengths, target))
+    return model, params, source, lengths, target
+
+
+@pytest.mark.parametrize("fields", MECHANISMS, ids=NAMES)
+def test_decode_equivalence(fields):
+    """Teacher forcing == step by step == prefill in chunks == padded sources, and alignments agree too."""
+    model, params, source, lengths, target = make(**fields)
+
+    @jax.jit
+    def every_way(params):
+        def step(cache, tokens):
+            logits, cache, alignment = model.apply(params, cache, tokens, method="step")
+            return cache, (logits, alignment)
+
+        def chunks(*sizes):
+            cache, found = model.apply(params, source, lengths, method="start"), []
+            for part in jnp.split(target, np.cumsum(sizes), axis=1):
+                logits, cache, alignment = model.apply(params, cache, part, method="extend")
+                found.append((logits, alignment))
+            return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *found)
+
+        steps = jax.lax.scan(step, model.apply(params, source, lengths, method="start"), target.T)[1]
+        padded = model.apply(params, jnp.pad(source, ((0, 0), (0, 4)), constant_values=9), lengths, target)
+        padded = (padded[0], jax.tree.map(lambda weights: weights[..., :S], padded[1]))
+        by_step = jax.tree.map(lambda stacked: jnp.moveaxis(stacked, 0, 1), steps)
+        return model.apply(params, source, lengths, target), by_step, chunks(3), chunks(1, 2), padded
+
+    expected, *others = every_way(params)
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), other, expected)
+    if expected[1] is not None:
+        weights = np.asarray(expected[1].weights)
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+        assert not weights[1, :, 4:].any() and not weights[2, :, 1:].any()
+
+
+@pytest.mark.parametrize("fields", [MECHANISMS[2], MECHANISMS[-2], MECHANISMS[1]], ids=["bahdanau", "luong", "context"])
+def test_no_gradient_from_the_future_nor_from_padding(fields):
+    model, params, source, lengths, _ = make(**fields, one_hot=False)
+
+    def logit(source_vectors, target_vectors):
+        """The logits of step 2 of the second example, whose source has 4 tokens, from embedded tokens."""
+        embedded = iter([source_vectors, target_vectors])
+
+        def replace(next_function, args, kwargs, context):
+            if type(context.module).__name__ == "Embedding" and context.method_name == "__call__":
+                return next(embedded)
+            return next_function(*args, **kwargs)
+
+        with nn.intercept_methods(replace):
+            return model.apply(params, source, lengths, jnp.zeros((B, T), jnp.int32))[0][1, 2].sum()
+
+    generator = np.random.default_rng(1)
+    vectors = [jnp.float32(generator.normal(size=(B, steps, 5))) for steps in (S, T)]
+    by_source, by_target = jax.jit(jax.grad(logit, (0, 1)))(*vectors)
+    assert np.abs(by_source[1, :4]).min() > 0 and not by_source[1, 4:].any() and not by_source[0].any()
+    assert np.abs(by_target[1, :3]).min() > 0 and not by_target[1, 3:].any()
+
+
+def test_batch_equals_single_examples():
+    model, params, source, lengths, target = make(attention="luong", score="general")
+    single = jax.jit(jax.vmap(lambda *one: model.apply(params, *[leaf[None] for leaf in one])[0][0]))
+    batch = jax.jit(model.apply)(params, source, lengths, target)[0]
+    np.testing.assert_allclose(single(source, lengths, target), batch, rtol=1e-5, atol=1e-6)
+
+
+def test_greedy_search_is_beam_of_one_and_follows_the_teacher():
+    model, params, source, lengths, _ = make(attention="bahdanau")
+
+    @jax.jit
+    def search(params):
+        cache = model.apply(params, source, lengths, method="start")
+        step = lambda cache, tokens: model.apply(params, cache, tokens, method="step")  # noqa: E731
+        start, options = jnp.ones(B, jnp.int32), {"end": 2, "max_length": T}
+        found = greedy(step, cache, start, **options)
+        inputs = jnp.concatenate([start[:, None], found.tokens[:, :-1]], 1)
+        return found, beam(step, cache, start, width=1, **options), model.apply(params, source, lengths, inputs)
+
+    found, beamed, (logits, alignment) = search(params)
+    np.testing.assert_array_equal(beamed.tokens[:, 0], found.tokens)
+    for row, length in enumerate(found.lengths):
+        np.testing.assert_array_equal(found.tokens[row, :length], logits[row].argmax(-1)[:length])
+        weights = found.alignment.weights[row, :length]
+        np.testing.assert_allclose(weights, alignment.weights[row, :length], rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
+    model, params, source, lengths, target = make(attention="bahdanau")
+    half = model.clone(dtype=jnp.bfloat16)
+    logits, alignment = jax.jit(half.apply)(params, source, lengths, target)
+    assert logits.dtype == alignment.weights.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.init(jax.random.key(0), source, lengths, target))} == {
+        jnp.dtype("float32")
+    }
+    np.testing.assert_allclose(logits, model.apply(params, source, lengths, target)[0], atol=0.15)
+
+
+def test_dropout_needs_a_key_differs_by_key_and_stays_out_of_evaluation():
+    model, params, source, lengths, target = make(attention="luong", score="general", dropout=0.5, decoder_layers=2)
+    call = jax.jit(lambda key: model.apply(params, source, lengths, target, False, rngs={"dropout": key})[0])
+    first, again, other = (call(jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+    assert np.abs(first - model.apply(params, source, lengths, target)[0]).max() > 1e-3
+
+
+def test_jit_export_and_nnx():
+    model, params, source, lengths, target = make(attention="bahdanau")
+    expected = model.apply(params, source, lengths, target)[0]
+    call = jax.jit(lambda params, *inputs: model.apply(params, *inputs)[0])
+    exported = jax.export.export(call)(params, source, lengths, target)
+    np.testing.assert_allclose(exported.call(params, source, lengths, target), expected, rtol=1e-5, atol=1e-6)
+    wrapped = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(source, lengths, target)
+    assert wrapped(source, lengths, target)[0].shape == expected.shape
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"attention": "bahdanu"}, "attention is one of none, context, bahdanau, luong; got 'bahdanu'"),
+        ({"score": "mlp"}, "score is one of additive, .*; got 'mlp'"),
+        ({"cell": "rnn"}, "cell is one of lstm, gru; got 'rnn'"),
+        ({"score": "dot", "decoder_units": 7}, "needs annotations as wide as the decoder; got 6 and 7"),
+        ({"bridge": "copy", "decoder_layers": 2}, "got 1 encoder layers of 6 and 2 decoder layers of 6"),
+        ({"bridge": "backward", "bidirectional": False}, "needs a bidirectional encoder"),
+        ({"tied": True, "one_hot": True}, "tied output needs learned embeddings"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        jax.eval_shape(lambda: make(**fields)[1])
+
+
+def test_a_wrong_shape_names_the_argument():
+    model, params, source, lengths, target = make(attention="none")
+    with pytest.raises(TypeCheckError, match="source_lengths"):
+        model.apply(params, source, lengths[:2], target)
