@@ -124,16 +124,17 @@ class Reporter:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drops the lines of metrics.jsonl about steps after `step`, and one that was cut off in the middle."""
+    """Drops the lines of metrics.jsonl about steps after `step` or the end of the run, and one that was cut off."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            found = json.loads(line)
         except ValueError:
             continue
+        if found["step"] <= step and found["split"] != "test":
+            kept.append(line + "\n")
     write_whole(path, "".join(kept))
 
 

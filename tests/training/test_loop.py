@@ -70,6 +70,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
         fit(experiment(data, steps=3), tmp_path)
     (tmp_path / "summary.json").unlink()
     assert fit(experiment(data, steps=3), tmp_path)["metrics"] == summary["metrics"]
+    assert len(lines(tmp_path, "test")) == 1
     assert data.count == read
 
 

@@ -81,7 +81,7 @@ def test_a_silent_reporter_writes_and_says_nothing(tmp_path, capsys):
 def test_rewinding_drops_later_steps_and_a_torn_line(tmp_path, last):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": number, "split": "train"}) + "\n" for number in (2, 4, 6, 8)]
-    path.write_text("".join(lines) + last)
+    path.write_text("".join(lines) + '{"step": 4, "split": "test"}\n' + last)
     rewind(path, 4)
     assert path.read_text() == "".join(lines[:2])
     rewind(tmp_path / "none.jsonl", 4)

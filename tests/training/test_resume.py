@@ -39,11 +39,13 @@ def killed(whole, compiled_once, tmp_path_factory):
     }
     process = subprocess.Popen([sys.executable, "-m", "tests.training.killed", str(workdir)], env=env, cwd=ROOT)
     deadline = time.monotonic() + 120
-    while not (workdir / "checkpoints" / "10").is_dir():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    try:
+        while not (workdir / "checkpoints" / "10").is_dir():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
     return workdir
 
 

@@ -66,7 +66,11 @@ def test_two_processes_train_as_one_and_stop_together(compiled_once, tmp_path):
     command = [sys.executable, "-m", "tests.training.two_processes", address, str(tmp_path / "two")]
     both = [subprocess.Popen([*command, number], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              text=True) for number in "01"]
-    said = [process.communicate(timeout=120) for process in both]
+    try:
+        said = [process.communicate(timeout=120) for process in both]
+    finally:
+        for process in both:
+            process.kill()
     # Only the second one was asked to stop, at step 5; they agree at the next step that both look at, the 8th.
     for process, (out, err) in zip(both, said, strict=True):
         assert process.returncode == 0 and "stopped after step 8" in out, err
