@@ -70,7 +70,7 @@ def compare(
                 f"{benchmark}, {case}: {one.implementation} differs from {contestants[0].implementation} by "
                 f"{error:.1e} (tolerance {tolerance:.0e}); not timed"
             )
-    rounds = [[_milliseconds(run, one.arguments) for run, one in zip(compiled, contestants, strict=True)]
+    rounds = [[1e3 * seconds(run, one.arguments) for run, one in zip(compiled, contestants, strict=True)]
               for _ in range(1 + repetitions)]  # fmt: skip
     times = np.array(rounds[1:])  # the first round warms up
     rows = []
@@ -91,16 +91,17 @@ def median_with_interval(values: np.ndarray) -> tuple[float, float, float]:
     return round(float(np.median(ordered)), 3), round(float(ordered[low]), 3), round(float(ordered[high]), 3)
 
 
+def seconds(run: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    """The time of one call, until its results are there."""
+    began = time.perf_counter()
+    jax.block_until_ready(run(*arguments))
+    return time.perf_counter() - began
+
+
 def _compile(contestant: Contestant) -> tuple[Any, float]:
     began = time.perf_counter()
     compiled = jax.jit(contestant.work).lower(*contestant.arguments).compile()
     return compiled, time.perf_counter() - began
-
-
-def _milliseconds(run: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
-    began = time.perf_counter()
-    jax.block_until_ready(run(*arguments))
-    return (time.perf_counter() - began) * 1e3
 
 
 def _error(result: Any, reference: Any) -> float:

@@ -1,0 +1,96 @@
+"""`python -m benchmarks [NAME ...] [--sizes paper] [--json FILE]`: side-by-side measurements against named peers."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from attention_zoo.training.machine import device, versions
+from benchmarks import seq2seq
+from benchmarks.harness import Row
+from benchmarks.roofs import roofs
+
+BENCHMARKS: dict[str, Callable[..., list[Row]]] = {"seq2seq": seq2seq.benchmark}
+SIZES = ("small", "paper")
+
+
+def run(
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    sizes: str = "paper",
+    repetitions: int = 15,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None,
+) -> None:
+    """Measures attention_zoo beside its peers; results are checked equal before anything is timed.
+
+    Args:
+        names: benchmarks to run, or `list` to name them; all of them by default.
+        sizes: small, paper, or both with a comma between.
+        repetitions: interleaved repetitions of each contestant.
+        json_file: also write device, versions, roofs and rows there.
+    """
+    if names == ("list",):
+        for name, benchmark in BENCHMARKS.items():
+            print(f"{name}  {(sys.modules[benchmark.__module__].__doc__ or '').splitlines()[0]}")
+        return
+    chosen = [_known(name, tuple(BENCHMARKS), "benchmark") for name in names or BENCHMARKS]
+    wanted = [_known(size, SIZES, "size") for size in sizes.split(",")]
+    if repetitions < 1:
+        raise ValueError(f"--repetitions is at least 1; got {repetitions}")
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ValueError(f"{json_file} cannot be written: there is no folder {json_file.parent}")
+    rows = []
+    for name in chosen:
+        for size in wanted:
+            print(f"{name}, {size} ...", file=sys.stderr)
+            rows += BENCHMARKS[name](size, repetitions)
+    show(rows)
+    if json_file is not None:
+        result = {"device": device(), "versions": versions(), "roofs": roofs(), "rows": [asdict(row) for row in rows]}
+        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def show(rows: list[Row]) -> None:
+    """A table of the rows; the ratio is the time of the row's implementation over attention_zoo's."""
+    table = Table("benchmark", "case", "implementation", "ms", "quartiles", "temporaries", "compile", "ratio", "95 %")
+    for row in rows:
+        table.add_row(
+            row.benchmark,
+            f"{row.case}\n{row.direction}",
+            row.implementation,
+            f"{row.median_ms:.1f}",
+            f"{row.low_ms:.1f} - {row.high_ms:.1f}",
+            f"{row.temporary_bytes / 1e6:.1f} MB",
+            f"{row.compile_s:.1f} s",
+            f"{row.ratio:.2f}",
+            f"{row.ratio_low:.2f} - {row.ratio_high:.2f}",
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _known(name: str, names: tuple[str, ...], kind: str) -> str:
+    if name not in names:
+        near = get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}."
+        raise ValueError(f"there is no {kind} {name!r}; {hint}")
+    return name
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; 0 when all went well, 2 for input it cannot use."""
+    try:
+        tyro.cli(run, args=arguments, prog="python -m benchmarks")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The benchmark command on its smallest sizes, and the harness's promise: equal results or no timing."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.harness import Contestant, compare, median_with_interval
+
+ROW = {
+    "benchmark", "case", "direction", "implementation", "median_ms", "low_ms", "high_ms", "temporary_bytes", "flops",
+    "error_vs_reference", "ratio",
+}  # fmt: skip
+
+
+def test_seq2seq_agrees_with_flax_and_writes_its_rows(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    assert main(["seq2seq", "--sizes", "small", "--repetitions", "1", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert {"device", "versions", "roofs", "rows"} == result.keys()
+    ours, theirs = result["rows"]
+    assert ours.keys() >= ROW and (ours["implementation"], theirs["implementation"]) == ("attention_zoo", "flax.linen")
+    assert ours["ratio"] == 1 and theirs["error_vs_reference"] < 1e-5 and min(result["roofs"].values()) > 0
+    assert "flax.linen" in capsys.readouterr().out
+
+
+def test_list_names_every_benchmark(capsys):
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.startswith("seq2seq  How fast is a translator's training step")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["seq2sec"], "error: there is no benchmark 'seq2sec'; did you mean 'seq2seq'?"),
+        (["--sizes", "huge"], "error: there is no size 'huge'; there are small, paper."),
+        (["--repetitions", "0"], "error: --repetitions is at least 1; got 0"),
+        (["--json", "missing/result.json"], "error: missing/result.json cannot be written: there is no folder missing"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_runs(arguments, sentence, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.strip() == sentence
+
+
+def test_different_results_are_not_timed():
+    x = jnp.arange(3.0)
+    contestants = [Contestant("attention_zoo", jnp.sin, (x,)), Contestant("peer", lambda x: jnp.sin(x) * 1.01, (x,))]
+    with pytest.raises(ValueError, match=r"peer differs from attention_zoo by 1\.0e-02"):
+        compare("sine", "S3", "forward", contestants, tolerance=1e-5)
+
+
+def test_interval_of_a_median_holds_the_middle_of_the_order():
+    median, low, high = median_with_interval(np.random.default_rng(0).permutation(101).astype(float))
+    assert (median, low, high) == (50, 40, 61)
