@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from attention_zoo.training.errors import UserError
 from attention_zoo.training.machine import device, versions
 from benchmarks import seq2seq
 from benchmarks.harness import Row
@@ -42,9 +43,9 @@ def run(
     chosen = [_known(name, tuple(BENCHMARKS), "benchmark") for name in names or BENCHMARKS]
     wanted = [_known(size, SIZES, "size") for size in sizes.split(",")]
     if repetitions < 1:
-        raise ValueError(f"--repetitions is at least 1; got {repetitions}")
+        raise UserError(f"--repetitions is at least 1; got {repetitions}")
     if json_file is not None and not json_file.parent.is_dir():
-        raise ValueError(f"{json_file} cannot be written: there is no folder {json_file.parent}")
+        raise UserError(f"{json_file} cannot be written: there is no folder {json_file.parent}")
     rows = []
     for name in chosen:
         for size in wanted:
@@ -78,7 +79,7 @@ def _known(name: str, names: tuple[str, ...], kind: str) -> str:
     if name not in names:
         near = get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}."
-        raise ValueError(f"there is no {kind} {name!r}; {hint}")
+        raise UserError(f"there is no {kind} {name!r}; {hint}")
     return name
 
 
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; 0 when all went well, 2 for input it cannot use."""
     try:
         tyro.cli(run, args=arguments, prog="python -m benchmarks")
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -63,7 +63,7 @@ class PlainTranslator(nn.Module):
         embedded = nn.Embed(sizes.source_vocabulary, sizes.embedding, name="source")(source)
         forward, backward = (nn.RNN(nn.OptimizedLSTMCell(sizes.encoder_units), return_carry=True) for _ in range(2))
         carries, values = nn.Bidirectional(forward, backward, return_carry=True)(embedded, seq_lengths=lengths)
-        mask = jnp.arange(source.shape[1]) < lengths[:, None]
+        mask = jnp.arange(source.shape[1])[None] < lengths[:, None]
         keys = nn.Dense(sizes.decoder_units, use_bias=False, name="keys")(values)
         last = jnp.concatenate([carry[1] for carry in carries], -1)
         hidden, memory = jnp.split(jnp.tanh(nn.Dense(2 * sizes.decoder_units, name="bridge")(last)), 2, -1)
@@ -123,7 +123,7 @@ def _our_loss(logits: jax.Array, target: jax.Array, lengths: jax.Array) -> jax.A
 
 def _plain_loss(logits: jax.Array, target: jax.Array, lengths: jax.Array) -> jax.Array:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-    mask = jnp.arange(target.shape[1]) < lengths[:, None]
+    mask = jnp.arange(target.shape[1])[None] < lengths[:, None]
     return jnp.where(mask, losses, 0).sum() / mask.sum()
 
 
