@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from attention_zoo.data.vocabulary import END, PAD, UNKNOWN, Characters
+from attention_zoo.data.vocabulary import END, PAD, START, UNKNOWN, Characters
 from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.search import Decoded
 from attention_zoo.training import translation as module
@@ -32,7 +32,8 @@ class Copier(nn.Module):
 
     def __call__(self, source, source_lengths, target_inputs, deterministic=True):
         steps = jnp.clip(jnp.arange(target_inputs.shape[1]), 0, source.shape[1] - 1)
-        return self.sharpness * jax.nn.one_hot(source[:, steps], LETTERS.size), None
+        begun = (target_inputs[:, :1] == START)[..., None]  # without START in front it knows nothing
+        return self.sharpness * begun * jax.nn.one_hot(source[:, steps], LETTERS.size), None
 
     def start(self, source, source_lengths):
         return source, jnp.zeros_like(source_lengths)
@@ -145,7 +146,7 @@ def test_lengths_are_written_for_the_test_split_only(params, translator, tmp_pat
 
 
 def test_steps_after_the_end_and_filler_rows_do_not_count():
-    batch = batch_of([("ab", "ab"), ("", ""), ("cd", "cd")], 5)
+    batch = batch_of([("ab", "ab"), ("", ""), ("cdea", "cdea")], 5)
     tokens = np.array([[*LETTERS.encode("ab"), END], [PAD] * 3, [*LETTERS.encode("c"), END, PAD]])
     weights = np.zeros((3, 3, 5), np.float32)
     weights[:, 0, 0], weights[:, 1, 4], weights[:, 2, 2] = 1, 1, 1
