@@ -24,7 +24,10 @@ USAGE = f"""\
 {PROGRAM} compare WORKDIR... --plot FILE              accuracy against source length, runs side by side
 Each command, and `train NAME`, explains its flags with --help."""
 COMMANDS: dict[str, Callable[..., int]] = {
-    "list": listing, "evaluate": evaluate, "predict": predict, "compare": compare,
+    "list": listing,
+    "evaluate": evaluate,
+    "predict": predict,
+    "compare": compare,
 }
 
 

@@ -54,16 +54,33 @@ def experiment(
         seed: of the parameters and of the order of the examples.
         saved: a work folder whose vocabularies do instead of the data set, to read inputs only.
     """
-    data = TextData.load(saved) if saved else dates(
-        batch_size, dates_per_source,
-        train_examples=train_examples, dev_examples=held_out_examples, test_examples=held_out_examples,
+    data = (
+        TextData.load(saved)
+        if saved
+        else dates(
+            batch_size,
+            dates_per_source,
+            train_examples=train_examples,
+            dev_examples=held_out_examples,
+            test_examples=held_out_examples,
+        )
     )
     encoder, decoder = UNITS[context_every_step]
     model = Seq2Seq(
-        data.source.size, data.target.size, embedding, encoder_units or encoder,
-        decoder_units=decoder_units or decoder, attention="context" if context_every_step else "none",
+        data.source.size,
+        data.target.size,
+        embedding,
+        encoder_units or encoder,
+        decoder_units=decoder_units or decoder,
+        attention="context" if context_every_step else "none",
     )
     return translation(
-        "dates_fixed_context", model, data, optimizer=optimizer("adam", learning_rate, clip=1.0),
-        steps=steps, evaluate_every=evaluate_every, checkpoint_every=evaluate_every, seed=seed,
+        "dates_fixed_context",
+        model,
+        data,
+        optimizer=optimizer("adam", learning_rate, clip=1.0),
+        steps=steps,
+        evaluate_every=evaluate_every,
+        checkpoint_every=evaluate_every,
+        seed=seed,
     )

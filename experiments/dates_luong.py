@@ -50,15 +50,35 @@ def experiment(
         seed: of the parameters and of the order of the examples.
         saved: a work folder whose vocabularies do instead of the data set, to read inputs only.
     """
-    data = TextData.load(saved) if saved else dates(
-        batch_size, dates_per_source,
-        train_examples=train_examples, dev_examples=held_out_examples, test_examples=held_out_examples,
+    data = (
+        TextData.load(saved)
+        if saved
+        else dates(
+            batch_size,
+            dates_per_source,
+            train_examples=train_examples,
+            dev_examples=held_out_examples,
+            test_examples=held_out_examples,
+        )
     )
     model = Seq2Seq(
-        data.source.size, data.target.size, embedding, encoder_units, decoder_units=2 * encoder_units,
-        attention="luong", score=score, input_feeding=input_feeding, bridge="copy",
+        data.source.size,
+        data.target.size,
+        embedding,
+        encoder_units,
+        decoder_units=2 * encoder_units,
+        attention="luong",
+        score=score,
+        input_feeding=input_feeding,
+        bridge="copy",
     )
     return translation(
-        "dates_luong", model, data, optimizer=optimizer("adam", learning_rate, clip=1.0),
-        steps=steps, evaluate_every=evaluate_every, checkpoint_every=evaluate_every, seed=seed,
+        "dates_luong",
+        model,
+        data,
+        optimizer=optimizer("adam", learning_rate, clip=1.0),
+        steps=steps,
+        evaluate_every=evaluate_every,
+        checkpoint_every=evaluate_every,
+        seed=seed,
     )

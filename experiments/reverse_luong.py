@@ -54,14 +54,33 @@ def experiment(
         seed: of the parameters, dropout and the order of the examples.
         saved: a work folder whose vocabularies do instead of the data set, to read inputs only.
     """
-    data = TextData.load(saved) if saved else reverse(
-        batch_size, train_examples=train_examples, dev_examples=held_out_examples, test_examples=held_out_examples
+    data = (
+        TextData.load(saved)
+        if saved
+        else reverse(
+            batch_size, train_examples=train_examples, dev_examples=held_out_examples, test_examples=held_out_examples
+        )
     )
     model = Seq2Seq(
-        data.source.size, data.target.size, embedding, encoder_units, decoder_units=decoder_units,
-        attention="luong", score=score, input_feeding=input_feeding, dropout=dropout,
+        data.source.size,
+        data.target.size,
+        embedding,
+        encoder_units,
+        decoder_units=decoder_units,
+        attention="luong",
+        score=score,
+        input_feeding=input_feeding,
+        dropout=dropout,
     )
     return translation(
-        "reverse_luong", model, data, optimizer=optimizer("adam", learning_rate, clip=1.0), tokenize="none",
-        best_metric="bleu", steps=steps, evaluate_every=evaluate_every, checkpoint_every=evaluate_every, seed=seed,
+        "reverse_luong",
+        model,
+        data,
+        optimizer=optimizer("adam", learning_rate, clip=1.0),
+        tokenize="none",
+        best_metric="bleu",
+        steps=steps,
+        evaluate_every=evaluate_every,
+        checkpoint_every=evaluate_every,
+        seed=seed,
     )

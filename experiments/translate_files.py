@@ -95,18 +95,46 @@ def experiment(
         dev = files("dev", dev_source, dev_target, dev_tsv)
         test = files("test", test_source, test_target, test_tsv)
         data = parallel_text(
-            train[0], train[1], dev_source=dev[0], dev_target=dev[1], test_source=test[0], test_target=test[1],
-            tokenizer=tokenizer, vocabulary_size=vocabulary_size, shared_vocabulary=shared_vocabulary,
-            batch_size=batch_size, max_source=max_length, max_target=max_length,
+            train[0],
+            train[1],
+            dev_source=dev[0],
+            dev_target=dev[1],
+            test_source=test[0],
+            test_target=test[1],
+            tokenizer=tokenizer,
+            vocabulary_size=vocabulary_size,
+            shared_vocabulary=shared_vocabulary,
+            batch_size=batch_size,
+            max_source=max_length,
+            max_target=max_length,
         )
     model = Seq2Seq(
-        data.source.size, data.target.size, embedding, units, layers, 2 * units, layers, cell,
-        attention=attention, score=score, input_feeding=input_feeding, dropout=dropout,
+        data.source.size,
+        data.target.size,
+        embedding,
+        units,
+        layers,
+        2 * units,
+        layers,
+        cell,
+        attention=attention,
+        score=score,
+        input_feeding=input_feeding,
+        dropout=dropout,
     )
     return translation(
-        "translate_files", model, data, optimizer=optimizer("adam", learning_rate, clip=1.0), tokenize="13a",
-        label_smoothing=label_smoothing, best_metric=best_metric, steps=steps, evaluate_every=evaluate_every,
-        checkpoint_every=evaluate_every, patience=patience, seed=seed,
+        "translate_files",
+        model,
+        data,
+        optimizer=optimizer("adam", learning_rate, clip=1.0),
+        tokenize="13a",
+        label_smoothing=label_smoothing,
+        best_metric=best_metric,
+        steps=steps,
+        evaluate_every=evaluate_every,
+        checkpoint_every=evaluate_every,
+        patience=patience,
+        seed=seed,
     )
 
 

@@ -20,7 +20,7 @@ EXPERIMENTS = {
     "reverse_luong": f"{DATES} --encoder_units 7 --decoder_units 11",
     "reverse_fixed_context": f"{DATES} --encoder_units 7 --decoder_units 11 --context_every_step False",
     "translate_files": "--train_tsv pairs.tsv --tokenizer words --embedding 5 --units 7 --batch_size 13 --cell gru "
-                       "--steps 2 --evaluate_every 2",
+    "--steps 2 --evaluate_every 2",
 }
 INPUTS = {"dates": "3 mai 2016 €", "reverse": "1 2 €", "translate": "ein Wort €"}
 
@@ -101,9 +101,13 @@ def parameters(name, **flags):
 
 
 @pytest.mark.parametrize("context_every_step", [True, False])
-@pytest.mark.parametrize(("fixed", "attending"), [
-    ("dates_fixed_context", "dates_bahdanau"), ("reverse_fixed_context", "reverse_luong"),
-])
+@pytest.mark.parametrize(
+    ("fixed", "attending"),
+    [
+        ("dates_fixed_context", "dates_bahdanau"),
+        ("reverse_fixed_context", "reverse_luong"),
+    ],
+)
 def test_the_fixed_context_has_as_many_parameters(fixed, attending, context_every_step):
     count = parameters(fixed, context_every_step=context_every_step)
     assert count == pytest.approx(parameters(attending), rel=0.01)

@@ -119,8 +119,9 @@ def _is_cyrillic(text: str) -> bool:
     return any(unicodedata.name(letter, "").startswith("CYRILLIC") for letter in text)
 
 
-def _search(model: nn.Module, max_length: int, params: Any, source: jax.Array, source_lengths: jax.Array,
-            width: int) -> Decoded:
+def _search(
+    model: nn.Module, max_length: int, params: Any, source: jax.Array, source_lengths: jax.Array, width: int
+) -> Decoded:
     def step(cache: Any, tokens: jax.Array) -> Any:
         return model.apply({"params": params}, cache, tokens, method="step")
 
@@ -167,7 +168,16 @@ def translation(
         return model.init(key, source, lengths, shifted(batch["target"]))["params"]
 
     return Experiment(
-        name=name, data=data, init=init, objective=teacher_forcing(model, label_smoothing), optimizer=optimizer,
-        evaluate=translator.evaluate, best_metric=best_metric, predict=translator.predict, draw=translator.draw,
-        steps=steps, batch_size=data.batch_size, **settings,
+        name=name,
+        data=data,
+        init=init,
+        objective=teacher_forcing(model, label_smoothing),
+        optimizer=optimizer,
+        evaluate=translator.evaluate,
+        best_metric=best_metric,
+        predict=translator.predict,
+        draw=translator.draw,
+        steps=steps,
+        batch_size=data.batch_size,
+        **settings,
     )

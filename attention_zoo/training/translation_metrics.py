@@ -35,7 +35,7 @@ def judge(batch: Mapping[str, jax.Array], decoded: Decoded, losses: jax.Array) -
     real = within(lengths, target.shape[1])
     # A symbol that the vocabulary lacks is never right, whatever was written.
     written = _fitted(jnp.where(decoded.tokens == UNKNOWN, PAD, decoded.tokens), target.shape[1])
-    rows = {
+    rows: dict[str, Any] = {
         "source_length": batch["source_lengths"] - 1,
         "exact": jax.vmap(sequence_accuracy)(written, target, real) == 1,
         "right": jnp.round(jax.vmap(token_accuracy)(written, target, real) * lengths),
@@ -51,7 +51,7 @@ def judge(batch: Mapping[str, jax.Array], decoded: Decoded, losses: jax.Array) -
 def _looked(weights: jax.Array, lengths: jax.Array, spans: jax.Array | None) -> dict[str, jax.Array]:
     """Where the steps up to each row's END looked: weights [B, L, S] against spans [B, T, 2]."""
     written = within(lengths, weights.shape[1])
-    rows = {"entropy": jax.vmap(alignment_entropy)(weights, written) * lengths, "steps": lengths}
+    rows: dict[str, Any] = {"entropy": jax.vmap(alignment_entropy)(weights, written) * lengths, "steps": lengths}
     if spans is not None:
         spans = _fitted(spans, weights.shape[1])
         rows["pointing"] = jnp.sum((spans[..., 1] > spans[..., 0]) & written, axis=1)

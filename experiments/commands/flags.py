@@ -44,7 +44,11 @@ def keywords(
         with contextlib.redirect_stderr(said):
             values, unknown = tyro.cli(  # type: ignore[var-annotated]
                 tyro.conf.configure(tyro.conf.FlagConversionOff, tyro.conf.PositionalMetavarFromFieldName)(kind),
-                args=list(words), prog=program, description=description, use_underscores=True, return_unknown_args=True,
+                args=list(words),
+                prog=program,
+                description=description,
+                use_underscores=True,
+                return_unknown_args=True,
             )
     except SystemExit as stop:
         if not stop.code:
@@ -59,8 +63,11 @@ def keywords(
 def _dataclass(function: Callable[..., Any], more: Mapping[str, tuple[Any, Any]], without: Sequence[str]) -> type:
     """The function's parameters as a dataclass: tyro would call a function at once, inside its own error handling."""
     hints = typing.get_type_hints(function, include_extras=True)
-    parameters = {name: (hints[name], parameter.default)
-                  for name, parameter in inspect.signature(function).parameters.items() if name not in without}
+    parameters = {
+        name: (hints[name], parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in without
+    }
     fields: list[Any] = []
     for name, (hint, default) in {**parameters, **more}.items():
         given = default is not inspect.Parameter.empty
@@ -85,8 +92,9 @@ def _unknown(word: str, known: Iterable[str]) -> str:
 
 def to_json(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Flags as JSON can hold them; paths become absolute, so that a run can be read from any folder."""
-    return {name: str(value.expanduser().absolute()) if isinstance(value, Path) else value
-            for name, value in flags.items()}
+    return {
+        name: str(value.expanduser().absolute()) if isinstance(value, Path) else value for name, value in flags.items()
+    }
 
 
 def from_json(function: Callable[..., Any], flags: Mapping[str, Any]) -> dict[str, Any]:

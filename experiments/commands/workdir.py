@@ -32,14 +32,20 @@ def check(folder: Path, name: str, flags: dict[str, Any]) -> None:
 def _check_same(folder: Path, name: str, new: dict[str, Any]) -> None:
     there = read_config(folder)
     if there["experiment"] != name:
-        raise UserError(f"{folder} holds a run of {there['experiment']}, not of {name}: "
-                        "name another folder with --workdir.")
+        raise UserError(
+            f"{folder} holds a run of {there['experiment']}, not of {name}: name another folder with --workdir."
+        )
     old = there["flags"]
-    differing = [f"--{flag} is {_shown(old, flag)} there and {_shown(new, flag)} here"
-                 for flag in dict.fromkeys([*new, *old]) if _shown(old, flag) != _shown(new, flag)]
+    differing = [
+        f"--{flag} is {_shown(old, flag)} there and {_shown(new, flag)} here"
+        for flag in dict.fromkeys([*new, *old])
+        if _shown(old, flag) != _shown(new, flag)
+    ]
     if differing:
-        raise UserError(f"{folder} holds a run with other flags: {'; '.join(differing)}. "
-                        "Give the same flags to go on with it, or another folder with --workdir.")
+        raise UserError(
+            f"{folder} holds a run with other flags: {'; '.join(differing)}. "
+            "Give the same flags to go on with it, or another folder with --workdir."
+        )
 
 
 def _shown(flags: dict[str, Any], flag: str) -> str:
@@ -55,8 +61,12 @@ def claim(folder: Path, name: str, flags: dict[str, Any], experiment: Experiment
     if (folder / "config.json").exists():
         check_data(folder, experiment)
         return
-    config = {"experiment": name, "flags": to_json(flags), "version": attention_zoo.__version__,
-              "data": _digest(experiment)}
+    config = {
+        "experiment": name,
+        "flags": to_json(flags),
+        "version": attention_zoo.__version__,
+        "data": _digest(experiment),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / "config.json.part"
@@ -70,8 +80,10 @@ def check_data(folder: Path, experiment: Experiment) -> None:
     """Refuses data that are not those of the run: its files, or what they are made from, have changed since."""
     there, here = read_config(folder)["data"], _digest(experiment)
     if there != here:
-        raise UserError(f"The data of the run in {folder} have changed since it began (their digest was {there} and "
-                        f"is {here}): restore the files, or train in another folder.")
+        raise UserError(
+            f"The data of the run in {folder} have changed since it began (their digest was {there} and "
+            f"is {here}): restore the files, or train in another folder."
+        )
 
 
 def _digest(experiment: Experiment) -> str | None:

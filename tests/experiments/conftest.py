@@ -66,3 +66,26 @@ def finished(standins, tmp_path_factory):
 def run(finished, tmp_path):
     """A finished run of one's own."""
     return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def write():
+    """Writes a text file and gives its path."""
+
+    def write(path, text):
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def files():
+    """What a folder holds: path to bytes."""
+
+    def files(folder):
+        return {
+            str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        }
+
+    return files

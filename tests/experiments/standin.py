@@ -88,7 +88,17 @@ def experiment(
             yield Prediction(f"{text.upper()}{'!' * beam_size}{'?' if saved else ''}", warnings, plot)
 
     return Experiment(
-        name="shouting", data=Numbers(None if saved else text), init=init, objective=objective,
-        optimizer=optax.sgd(rate), evaluate=evaluate, best_metric="exact_match", predict=predict,
-        draw=lambda params, folder: None, steps=steps, evaluate_every=2, checkpoint_every=2, batch_size=batch_size,
+        name="shouting",
+        data=Numbers(None if saved else text),
+        init=init,
+        objective=objective,
+        optimizer=optax.sgd(rate),
+        evaluate=evaluate,
+        best_metric="exact_match",
+        predict=predict,
+        draw=lambda params, folder: None,
+        steps=steps,
+        evaluate_every=2,
+        checkpoint_every=2,
+        batch_size=batch_size,
     )

@@ -12,8 +12,12 @@ from experiments.commands.refusal import nearest
 
 
 def flags(
-    units: int = 3, input_feeding: bool = True, score: Literal["dot", "general"] = "dot", rate: float = 0.5,
-    train_source: Path | None = None, saved: Path | None = None,
+    units: int = 3,
+    input_feeding: bool = True,
+    score: Literal["dot", "general"] = "dot",
+    rate: float = 0.5,
+    train_source: Path | None = None,
+    saved: Path | None = None,
 ):
     """Flags of every type.
 
@@ -41,7 +45,11 @@ def test_flags_of_every_type_with_underscores_hyphens_and_equals():
     line = ["--units=7", "--input-feeding", "False", "--score", "general", "--rate", "1e-3", "--train_source", "a/b"]
     found = given(*line)
     assert found == {
-        "units": 7, "input_feeding": False, "score": "general", "rate": 1e-3, "train_source": Path("a/b"),
+        "units": 7,
+        "input_feeding": False,
+        "score": "general",
+        "rate": 1e-3,
+        "train_source": Path("a/b"),
     }
 
 
@@ -60,8 +68,10 @@ def test_more_flags_beside_the_parameters():
     ("line", "sentence"),
     [
         (["--unit", "7"], "prog: there is no flag --unit (did you mean --units?); --help lists them all."),
-        (["--train-sources=x"], "prog: there is no flag --train-sources (did you mean --train_source?); "
-                                "--help lists them all."),
+        (
+            ["--train-sources=x"],
+            "prog: there is no flag --train-sources (did you mean --train_source?); --help lists them all.",
+        ),
         (["--zzz"], "prog: there is no flag --zzz; --help lists them all."),
         (["--saved", "x"], "prog: there is no flag --saved; --help lists them all."),
         (["extra"], "prog: the word 'extra' is one too many."),

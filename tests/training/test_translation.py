@@ -55,8 +55,10 @@ def batch_of(pairs, width=7, spans=True):
     """Pairs as one batch; each letter's gold span is the place of the same number in the source."""
     source, target = ([[*LETTERS.encode(text), END] for text in side] for side in zip(*pairs, strict=True))
     batch = {
-        "source": padded(source, width), "source_lengths": np.array([len(row) for row in source], np.int32),
-        "target": padded(target, width), "target_lengths": np.array([len(row) for row in target], np.int32),
+        "source": padded(source, width),
+        "source_lengths": np.array([len(row) for row in source], np.int32),
+        "target": padded(target, width),
+        "target_lengths": np.array([len(row) for row in target], np.int32),
         "valid": np.array([bool(a) for a, _ in pairs]),
     }
     for name in ("source", "target"):
