@@ -90,6 +90,22 @@ def _unknown(word: str, known: Iterable[str]) -> str:
     return f"there is no flag {flag}{close}; --help lists them all."
 
 
+def check_numbers(function: Callable[..., Any], flags: Mapping[str, Any]) -> None:
+    """Refuses sizes and counts below 1 and negative rates, which no experiment can use.
+
+    A whole number may be 0 where its default is 0, as a seed's is.
+
+    Raises:
+        UserError: the flag and its value are named.
+    """
+    for name, value in flags.items():
+        least = 0 if inspect.signature(function).parameters[name].default == 0 else 1
+        if type(value) is int and value < least:
+            raise UserError(f"--{name} is {value}: it must be at least {least}.")
+        if isinstance(value, float) and not value >= 0:
+            raise UserError(f"--{name} is {value}: it must not be negative.")
+
+
 def to_json(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Flags as JSON can hold them; paths become absolute, so that a run can be read from any folder."""
     return {

@@ -12,6 +12,7 @@ from attention_zoo.figures import draw_curves, save
 from attention_zoo.training import Experiment, fit, make_mesh
 from attention_zoo.training.sharding import check_batch_size
 from experiments.commands.catalogue import function
+from experiments.commands.flags import check_numbers
 from experiments.commands.report import show
 from experiments.commands.workdir import check, claim
 
@@ -23,8 +24,10 @@ def train(name: str, folder: Path, flags: dict[str, Any]) -> int:
         UserError: the folder holds another run, or cannot be written.
         KeyboardInterrupt: Ctrl-C; what there is so far is saved.
     """
+    build = function(name)
+    check_numbers(build, flags)
     check(folder, name, flags)
-    experiment = function(name)(**flags)
+    experiment = build(**flags)
     for note in getattr(experiment.data, "notes", ()):
         print(note, file=sys.stderr)
     try_out(experiment)

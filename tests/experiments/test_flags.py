@@ -7,7 +7,7 @@ import pytest
 from tyro.conf import Positional
 
 from attention_zoo.training import UserError
-from experiments.commands.flags import from_json, keywords, to_json
+from experiments.commands.flags import check_numbers, from_json, keywords, to_json
 from experiments.commands.refusal import nearest
 
 
@@ -127,3 +127,27 @@ def test_nearest_words():
     assert nearest("dates_bahdana", ["dates_bahdanau", "dates_luong"]) == " (did you mean dates_bahdanau?)"
     assert nearest("dates_luo", ["dates_luong", "dates_lun"]) == " (did you mean dates_luong or dates_lun?)"
     assert nearest("x", ["dates_luong"]) == ""
+
+
+def sizes(units: int | None = None, layers: int = 2, seed: int = 0, rate: float = 0.5, looks: bool = True):
+    """Numbers of every kind."""
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ({"units": 0}, "--units is 0: it must be at least 1."),
+        ({"layers": -3}, "--layers is -3: it must be at least 1."),
+        ({"seed": -1}, "--seed is -1: it must be at least 0."),
+        ({"rate": -0.5}, "--rate is -0.5: it must not be negative."),
+        ({"rate": float("nan")}, "--rate is nan: it must not be negative."),
+    ],
+)
+def test_numbers_out_of_range_are_named(flag, sentence):
+    with pytest.raises(UserError) as refusal:
+        check_numbers(sizes, flag)
+    assert str(refusal.value) == sentence
+
+
+def test_numbers_in_range_pass():
+    check_numbers(sizes, {"units": None, "layers": 1, "seed": 0, "rate": 0.0, "looks": False})

@@ -18,6 +18,7 @@ def test_unknown_commands_and_experiments(refused):
 
 def test_wrong_flags_leave_nothing_behind(refused, tmp_path):
     assert "--steps" in refused("train", "shouting", "--steps", "few")
+    assert "--steps is 0" in refused("train", "shouting", "--steps", "0")
     assert "invalid choice" in refused("train", "shouting", "--mode", "fancy")
     assert refused("train", "shouting", "--mode", "huge") == "the number is too large"
     assert "line 1: there is no such file" in refused("train", "shouting", "--text", "absent.txt")
