@@ -4,19 +4,24 @@
 width, `V` value width, `N` vocabulary. Leading axes are written `*b`; `*#b` broadcasts.
 """
 
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 from beartype import beartype
 from jaxtyping import Bool, Float, Int, Key, Shaped, jaxtyped
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "PyTree", "Shaped", "checked"]
+__all__ = ["Array", "ArrayLike", "Bool", "Float", "Int", "Key", "PyTree", "Shaped", "checked"]
 
-Array: TypeAlias = jax.Array | np.ndarray
+ArrayLike: TypeAlias = jax.Array | np.ndarray
+if TYPE_CHECKING:
+    Array: TypeAlias = jax.Array
+else:
+    Array = ArrayLike  # NumPy's arrays are taken wherever JAX takes them; results are JAX's
 PyTree: TypeAlias = object
 
-_Function = TypeVar("_Function")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def checked(function: _Function) -> _Function:

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from attention_zoo.figures.canvas import COLOURS, QUIET, blank
 from attention_zoo.figures.labels import families, label, sentence
-from attention_zoo.notation import Array, Float, Int, checked
+from attention_zoo.notation import ArrayLike, Float, Int, checked
 
 WIDEST, TALLEST = 16.0, 12.0
 LETTERS_AN_INCH = 12
@@ -28,10 +28,10 @@ class _Grid(NamedTuple):
 
 @checked
 def draw_alignment(
-    weights: Float[Array, "T S"],
+    weights: Float[ArrayLike, "T S"],
     source: Sequence[str],
     target: Sequence[str],
-    spans: Int[Array, "T 2"] | None = None,
+    spans: Int[ArrayLike, "T 2"] | None = None,
     title: str | None = None,
 ) -> Figure:
     """Heat map of `alpha_ts`, source tokens along the top and target tokens down the side (Bahdanau 2014, figure 3).
@@ -66,7 +66,7 @@ def draw_alignment(
     return figure
 
 
-def _refuse(table: np.ndarray, source: Sequence[str], target: Sequence[str], spans: Array | None) -> None:
+def _refuse(table: np.ndarray, source: Sequence[str], target: Sequence[str], spans: ArrayLike | None) -> None:
     if table.shape != (len(target), len(source)):
         raise ValueError(
             f"The alignment has {table.shape[0]} target and {table.shape[1]} source positions, "

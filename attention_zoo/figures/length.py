@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attention_zoo.figures.canvas import COLOURS, QUIET, blank, legend
-from attention_zoo.notation import Array, Bool, Int, checked
+from attention_zoo.notation import ArrayLike, Bool, Int, checked
 
 Z95 = 1.959964  # the normal quantile of a two-sided 95 % interval
 
@@ -30,7 +30,9 @@ class LengthBins(NamedTuple):
 
 
 @checked
-def accuracy_by_length(lengths: Int[Array, "B"], correct: Bool[Array, "B"], edges: Int[Array, "K1"]) -> LengthBins:
+def accuracy_by_length(
+    lengths: Int[ArrayLike, "B"], correct: Bool[ArrayLike, "B"], edges: Int[ArrayLike, "K1"]
+) -> LengthBins:
     r"""Fraction correct by source length, with Wilson's 95 % interval (Wilson 1927).
 
     `(p + z^2 / 2n \pm z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)`: it stays within [0, 1] and keeps
@@ -68,7 +70,7 @@ def _wilson(fraction: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def draw_accuracy_by_length(
-    runs: Mapping[str, tuple[Int[Array, "B"], Bool[Array, "B"]]],
+    runs: Mapping[str, tuple[Int[ArrayLike, "B"], Bool[ArrayLike, "B"]]],
     bins: int = 10,
     measure: str = "exact match",
 ) -> Figure:
@@ -95,7 +97,7 @@ def draw_accuracy_by_length(
     return figure
 
 
-def _refuse(runs: Mapping[str, tuple[Array, Array]]) -> None:
+def _refuse(runs: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:
     if not runs:
         raise ValueError("There is no run to draw accuracy against length of.")
     for name, (lengths, correct) in runs.items():

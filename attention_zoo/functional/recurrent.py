@@ -7,7 +7,7 @@ step. (On XLA:CPU both are worth about a third of a translator's step; `benchmar
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class GRUState(NamedTuple):
 
 
 State: TypeAlias = LSTMState | GRUState
-Cell: TypeAlias = Callable[[jax.Array, jax.Array, State], State]
+Cell: TypeAlias = Callable[[jax.Array, jax.Array, Any], Any]
 
 
 @checked

@@ -207,6 +207,10 @@ def _check(model: Seq2Seq) -> None:
         raise ValueError(
             f"score {model.score!r} needs annotations as wide as the decoder; got {width} and {model.decoder_units}"
         )
+    if model.attention == "bahdanau" and model.decoder_units % 2:
+        raise ValueError(
+            f"attention 'bahdanau' takes the larger of pairs: decoder_units is even; got {model.decoder_units}"
+        )
     if model.bridge == "copy" and (width, model.encoder_layers) != (model.decoder_units, model.decoder_layers):
         raise ValueError(
             f"bridge 'copy' needs equal sizes; got {model.encoder_layers} encoder layers of {width} and "

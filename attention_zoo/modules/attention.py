@@ -183,7 +183,7 @@ class Attention(nn.Module):
         real = jnp.ones(values.shape[:-1], bool) if mask is None else mask
         return Memory(self.score.remember(values), values, real)
 
-    def start(self, memory: Memory) -> Any:
+    def start(self, memory: Memory | None) -> Any:
         """The state before the first query; None where the mechanism has none."""
         return None
 

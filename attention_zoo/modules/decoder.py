@@ -91,7 +91,7 @@ class RecurrentDecoder(nn.Module):
             return hidden, state._replace(layers=layers), None
         if self.query == "current" and not self.input_feeding:
             hidden, layers = self._run(inputs, state.layers, deterministic)
-            context, alignment, attention = self.attention(hidden, memory, state.attention)
+            context, alignment, attention = self.ask(hidden, memory, state.attention)
             return self._attentional(context, hidden), DecoderState(layers, None, attention), alignment
         return self._loop(inputs, memory, state, deterministic)
 
@@ -137,6 +137,16 @@ class RecurrentDecoder(nn.Module):
             finals.append(layer.step(layer.project(dropped), state))
         return tuple(finals)
 
+    def ask(self, queries: jax.Array, memory: Memory | None, state: Any) -> tuple[jax.Array, Alignment, Any]:
+        """Attends for queries [..., T, D]."""
+        assert self.attention is not None and memory is not None
+        return self.attention(queries, memory, state)
+
+    def ask_once(self, query: jax.Array, memory: Memory | None, state: Any) -> tuple[jax.Array, Alignment, Any]:
+        """Attends for one query [..., D]: context [..., V]."""
+        context, alignment, state = self.ask(query[..., None, :], memory, state)
+        return context[..., 0, :], alignment, state
+
     def _attentional(self, context: jax.Array, hidden: jax.Array) -> jax.Array:
         return jnp.tanh(self.combine(jnp.concatenate([context, hidden], -1)))
 
@@ -145,17 +155,10 @@ class RecurrentDecoder(nn.Module):
         return pairs.reshape(*pairs.shape[:-1], -1, 2).max(-1)
 
 
-def _attend_once(
-    module: RecurrentDecoder, query: jax.Array, memory: Memory | None, state: Any
-) -> tuple[jax.Array, Alignment, Any]:
-    context, alignment, state = module.attention(query[..., None, :], memory, state)
-    return context[..., 0, :], alignment, state
-
-
 def _previous(module, memory, deterministic, state, projected):  # type: ignore[no-untyped-def]
     """Bahdanau's step: s_{t-1} asks, the context enters the cell."""
     before = state.layers[-1].hidden
-    context, alignment, attention = _attend_once(module, before, memory, state.attention)
+    context, alignment, attention = module.ask_once(before, memory, state.attention)
     layers = module.advance(projected + module.enter(context), state.layers, deterministic)
     return DecoderState(layers, None, attention), ((before, context), alignment)
 
@@ -164,6 +167,6 @@ def _current(module, memory, deterministic, state, projected):  # type: ignore[n
     """Luong's step with input feeding: the last attentional vector enters the cell, h_t asks."""
     layers = module.advance(projected + module.enter(state.fed), state.layers, deterministic)
     hidden = layers[-1].hidden
-    context, alignment, attention = _attend_once(module, hidden, memory, state.attention)
+    context, alignment, attention = module.ask_once(hidden, memory, state.attention)
     fed = module._attentional(context, hidden)
     return DecoderState(layers, fed, attention), ((fed,), alignment)

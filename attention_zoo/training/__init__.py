@@ -10,7 +10,22 @@ from attention_zoo.training.sharding import make_mesh, shard_batch
 from attention_zoo.training.step import TrainState, initial_state, train_step
 
 __all__ = [
-    "Batch", "Data", "Experiment", "Interrupted", "Metrics", "Prediction", "TrainState", "UserError", "fit",
-    "initial_state", "learning_rate_schedule", "load_parameters", "make_mesh", "optimizer", "shard_batch", "shifted",
-    "teacher_forcing", "train_step",
+    "Batch",
+    "Data",
+    "Experiment",
+    "Interrupted",
+    "Metrics",
+    "Prediction",
+    "TrainState",
+    "UserError",
+    "fit",
+    "initial_state",
+    "learning_rate_schedule",
+    "load_parameters",
+    "make_mesh",
+    "optimizer",
+    "shard_batch",
+    "shifted",
+    "teacher_forcing",
+    "train_step",
 ]

@@ -51,7 +51,9 @@ class Checkpoints:
         self._keep = _NewestAndBest()
         self._writing = 0
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._keep, create=not only_read, cleanup_tmp_directories=not only_read,
+            preservation_policy=self._keep,
+            create=not only_read,
+            cleanup_tmp_directories=not only_read,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=_handlers())

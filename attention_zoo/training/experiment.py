@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 Batch = Mapping[str, np.ndarray]
-Metrics = Mapping[str, float]
+Metrics = Mapping[str, float | str]  # a string is a signature, such as sacrebleu's
 
 
 class Data(Protocol):

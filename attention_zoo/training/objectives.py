@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from attention_zoo.functional.losses import cross_entropy
-from attention_zoo.notation import Array, Int, checked
+from attention_zoo.notation import Array, ArrayLike, Int, checked
 
 Objective = Callable[[Any, Mapping[str, Any], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @checked
-def shifted(target: Int[Array, "B T"], start: int = 1) -> Int[Array, "B T"]:
+def shifted(target: Int[ArrayLike, "B T"], start: int = 1) -> Int[Array, "B T"]:
     """The decoder's inputs: `target` one step to the right, `start` in front, the last token gone.
 
     >>> shifted(jnp.array([[7, 5, 2, 0]])).tolist()
@@ -41,8 +41,12 @@ def teacher_forcing(model: nn.Module, label_smoothing: float = 0.0, *, start: in
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         target = jnp.asarray(batch["target"])  # [B, T]
         logits, _ = model.apply(
-            {"params": params}, batch["source"], batch["source_lengths"], shifted(target, start),
-            deterministic=False, rngs={"dropout": key},
+            {"params": params},
+            batch["source"],
+            batch["source_lengths"],
+            shifted(target, start),
+            deterministic=False,
+            rngs={"dropout": key},
         )
         real = jnp.arange(target.shape[1])[None, :] < batch["target_lengths"][:, None]  # [B, T]
         loss = jnp.asarray(cross_entropy(logits, target, real, label_smoothing))

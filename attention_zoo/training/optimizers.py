@@ -59,8 +59,12 @@ def optimizer(
         settings["weight_decay"] = weight_decay
     stretch = partial(_updates, accumulate=accumulate)
     rate = learning_rate_schedule(
-        schedule, learning_rate, warmup=stretch(warmup) or 0, steps=stretch(steps),
-        steps_per_epoch=stretch(steps_per_epoch), full_epochs=full_epochs,
+        schedule,
+        learning_rate,
+        warmup=stretch(warmup) or 0,
+        steps=stretch(steps),
+        steps_per_epoch=stretch(steps_per_epoch),
+        full_epochs=full_epochs,
     )
     parts = [] if clip is None else [optax.clip_by_global_norm(clip)]
     parts.append(rule(rate, **settings))
@@ -141,7 +145,10 @@ def _halving(peak: float, *, steps_per_epoch: int, full_epochs: int, **_: Any) -
 
 
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
-    "constant": _constant, "cosine": _cosine, "halving": _halving, "rsqrt": _rsqrt,
+    "constant": _constant,
+    "cosine": _cosine,
+    "halving": _halving,
+    "rsqrt": _rsqrt,
 }
 NEEDED = {"constant": (), "cosine": ("steps",), "halving": ("steps_per_epoch", "full_epochs"), "rsqrt": ("warmup",)}
 

@@ -13,7 +13,9 @@ def seal(checkpoint: Path, parts: Iterable[str]) -> None:
     """Writes the list of the files in these folders of a checkpoint."""
     files = {
         str(path.relative_to(checkpoint)): [path.stat().st_size, check_sum(path)]
-        for part in parts for path in sorted((checkpoint / part).rglob("*")) if path.is_file() and path.name != MARK
+        for part in parts
+        for path in sorted((checkpoint / part).rglob("*"))
+        if path.is_file() and path.name != MARK
     }
     (checkpoint / SEAL).write_text(json.dumps(files), encoding="utf-8")
 

@@ -41,8 +41,9 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, tuple[str |
         if len(axes) != len(leaf.shape):
             return NamedSharding(mesh, PartitionSpec())
         pairs = zip(axes, leaf.shape, strict=True)
-        return NamedSharding(mesh, PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None
-                                                   for axis, size in pairs)))
+        return NamedSharding(
+            mesh, PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in pairs))
+        )
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

@@ -103,7 +103,8 @@ def change(path):
 
 
 DAMAGE = [
-    ("parameters/d/*", truncate, "has"), ("training/d/*", change, "has been changed"),
+    ("parameters/d/*", truncate, "has"),
+    ("training/d/*", change, "has been changed"),
     ("training/_METADATA", lambda path: path.unlink(), "training/_METADATA is missing"),
     ("iterator", shutil.rmtree, "iterator/process_0-of-1.json is missing"),
     ("progress/metadata", truncate, "progress/metadata has"),

@@ -42,8 +42,16 @@ def test_a_run_leaves_a_whole_work_folder(tmp_path, capsys):
     summary = fit(experiment(Copies((5,))), workdir, log_every=4)
     assert json.loads((workdir / "summary.json").read_text()) == summary
     assert set(summary) == {
-        "experiment", "metrics", "steps", "seconds", "seconds_to_first_step", "examples_per_second", "parameters",
-        "device", "versions", "seed",
+        "experiment",
+        "metrics",
+        "steps",
+        "seconds",
+        "seconds_to_first_step",
+        "examples_per_second",
+        "parameters",
+        "device",
+        "versions",
+        "seed",
     }
     assert summary["experiment"] == "tiny" and summary["steps"] == 24 and summary["seed"] == 0
     assert summary["parameters"] == 2 * 11 * 13 + 13 * 13 + 13 + 13 * 11 + 11

@@ -118,22 +118,31 @@ def test_adamw_decays_matrices_only():
 
 
 def test_further_settings_go_to_optax():
-    close(run(optimizer("adam", 0.1, b2=0.98, eps=1e-9), [GRADIENTS] * 3)[0],
-          run(optax.adam(0.1, b2=0.98, eps=1e-9), [GRADIENTS] * 3)[0])
+    close(
+        run(optimizer("adam", 0.1, b2=0.98, eps=1e-9), [GRADIENTS] * 3)[0],
+        run(optax.adam(0.1, b2=0.98, eps=1e-9), [GRADIENTS] * 3)[0],
+    )
 
 
-@pytest.mark.parametrize("arguments, settings, sentence", [
-    (("adm", 0.1), {}, "unknown optimizer 'adm'; choose one of adadelta, adam, adamw, sgd"),
-    (("adam", 0.1), {"schedule": "step"}, "unknown schedule 'step'; choose one of constant, cosine, halving, rsqrt"),
-    (("adam", 0.1), {"weight_decay": 0.1}, "weight_decay goes with adamw, not with adam"),
-    (("adam", 0.1), {"ema": 1.0}, "ema lies between 0 and 1; got 1.0"),
-    (("adam", 0.1), {"accumulate": 0}, "accumulate is at least 1; got 0"),
-    (("sgd", 1.0), {"schedule": "halving"}, "schedule 'halving' needs steps_per_epoch"),
-    (("sgd", 1.0), {"schedule": "halving", "steps_per_epoch": 3, "warmup": 2}, "schedule 'halving' has no warm-up"),
-    (("adam", 1.0), {"schedule": "rsqrt"}, "schedule 'rsqrt' needs warmup"),
-    (("adam", 1.0), {"schedule": "cosine"}, "schedule 'cosine' needs steps"),
-    (("adam", 1.0), {"schedule": "cosine", "steps": 5, "warmup": 5}, "a warm-up of 5 leaves nothing of 5 steps"),
-])
+@pytest.mark.parametrize(
+    "arguments, settings, sentence",
+    [
+        (("adm", 0.1), {}, "unknown optimizer 'adm'; choose one of adadelta, adam, adamw, sgd"),
+        (
+            ("adam", 0.1),
+            {"schedule": "step"},
+            "unknown schedule 'step'; choose one of constant, cosine, halving, rsqrt",
+        ),
+        (("adam", 0.1), {"weight_decay": 0.1}, "weight_decay goes with adamw, not with adam"),
+        (("adam", 0.1), {"ema": 1.0}, "ema lies between 0 and 1; got 1.0"),
+        (("adam", 0.1), {"accumulate": 0}, "accumulate is at least 1; got 0"),
+        (("sgd", 1.0), {"schedule": "halving"}, "schedule 'halving' needs steps_per_epoch"),
+        (("sgd", 1.0), {"schedule": "halving", "steps_per_epoch": 3, "warmup": 2}, "schedule 'halving' has no warm-up"),
+        (("adam", 1.0), {"schedule": "rsqrt"}, "schedule 'rsqrt' needs warmup"),
+        (("adam", 1.0), {"schedule": "cosine"}, "schedule 'cosine' needs steps"),
+        (("adam", 1.0), {"schedule": "cosine", "steps": 5, "warmup": 5}, "a warm-up of 5 leaves nothing of 5 steps"),
+    ],
+)
 def test_what_does_not_go_together_is_refused(arguments, settings, sentence):
     with pytest.raises(ValueError, match=sentence.replace("(", r"\(")):
         optimizer(*arguments, **settings)

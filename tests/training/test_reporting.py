@@ -10,8 +10,11 @@ from attention_zoo.training.reporting import Meter, Reporter, rewind
 
 
 def step(loss, gradient_norm=1.0, parameter_norm=2.0):
-    return {"loss": jnp.float32(loss), "gradient_norm": jnp.float32(gradient_norm),
-            "parameter_norm": jnp.float32(parameter_norm)}
+    return {
+        "loss": jnp.float32(loss),
+        "gradient_norm": jnp.float32(gradient_norm),
+        "parameter_norm": jnp.float32(parameter_norm),
+    }
 
 
 def test_the_meter_gives_a_window_when_the_next_one_closes():
@@ -51,7 +54,8 @@ def test_every_record_is_a_line_of_json(tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines() == [
-        "step 20/500  loss 1.2500  1,235 examples/s  0:01:01 left", "step 20/500  dev: bleu nan",
+        "step 20/500  loss 1.2500  1,235 examples/s  0:01:01 left",
+        "step 20/500  dev: bleu nan",
     ]
     assert list(tmp_path.glob("events.out.tfevents.*"))
 

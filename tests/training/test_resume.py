@@ -34,7 +34,10 @@ def killed(whole, compiled_once, tmp_path_factory):
     """The work folder of a run that was killed after its checkpoint of step 10, of 24."""
     workdir = tmp_path_factory.mktemp("killed")
     env = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(compiled_once),
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(compiled_once),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     process = subprocess.Popen([sys.executable, "-m", "tests.training.killed", str(workdir)], env=env, cwd=ROOT)

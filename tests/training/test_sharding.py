@@ -26,8 +26,11 @@ QUICK = "--xla_backend_optimization_level=0"  # compiling takes longer here than
 def found(compiled_once, tmp_path_factory):
     """What eight_devices.py prints."""
     env = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {QUICK}",
-        "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(compiled_once),
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {QUICK}",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(compiled_once),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-m", "tests.training.eight_devices", str(tmp_path_factory.mktemp("runs"))]
@@ -64,8 +67,12 @@ def test_two_processes_train_as_one_and_stop_together(compiled_once, tmp_path):
         address = f"localhost:{probe.getsockname()[1]}"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.training.two_processes", address, str(tmp_path / "two")]
-    both = [subprocess.Popen([*command, number], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True) for number in "01"]
+    both = [
+        subprocess.Popen(
+            [*command, number], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for number in "01"
+    ]
     try:
         said = [process.communicate(timeout=120) for process in both]
     finally:
@@ -95,9 +102,13 @@ def test_the_first_rule_found_in_a_path_lays_out_parameters_and_moments_alike():
     }
     kernel, bias, whole = PartitionSpec(None, "model"), PartitionSpec("model"), PartitionSpec()
     assert specs == {
-        "params/decoder/kernel": kernel, "params/decoder/bias": bias, "optimizer/0/count": whole,
-        "optimizer/0/mu/decoder/kernel": kernel, "optimizer/0/mu/decoder/bias": bias,
-        "optimizer/0/nu/decoder/kernel": kernel, "optimizer/0/nu/decoder/bias": bias,
+        "params/decoder/kernel": kernel,
+        "params/decoder/bias": bias,
+        "optimizer/0/count": whole,
+        "optimizer/0/mu/decoder/kernel": kernel,
+        "optimizer/0/mu/decoder/bias": bias,
+        "optimizer/0/nu/decoder/kernel": kernel,
+        "optimizer/0/nu/decoder/bias": bias,
     }
 
 

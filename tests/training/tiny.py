@@ -91,9 +91,18 @@ def experiment(data: Copies | None = None, width: int = 13, **settings: Any) -> 
         (folder / "curve.png").write_bytes(b"")
 
     fields: dict[str, Any] = {
-        "name": "tiny", "data": data, "init": init, "objective": teacher_forcing(model),
-        "optimizer": optimizer("adam", 0.02, ema=0.9), "evaluate": evaluate, "best_metric": "token_accuracy",
-        "predict": lambda params, inputs: iter(()), "draw": draw, "steps": 24, "evaluate_every": 10,
-        "checkpoint_every": 5, "batch_size": ROWS,
+        "name": "tiny",
+        "data": data,
+        "init": init,
+        "objective": teacher_forcing(model),
+        "optimizer": optimizer("adam", 0.02, ema=0.9),
+        "evaluate": evaluate,
+        "best_metric": "token_accuracy",
+        "predict": lambda params, inputs: iter(()),
+        "draw": draw,
+        "steps": 24,
+        "evaluate_every": 10,
+        "checkpoint_every": 5,
+        "batch_size": ROWS,
     }
     return Experiment(**(fields | settings))
