@@ -73,7 +73,7 @@ class PlainTranslator(nn.Module):
         cell = scan(sizes.decoder_units, name="cell")
         _, (before, contexts) = cell((memory, hidden), inputs, keys, values, mask)
         pairs = nn.Dense(sizes.decoder_units, name="pairs")(jnp.concatenate([before, inputs, contexts], -1))
-        return nn.Dense(sizes.target_vocabulary, name="output")(pairs.reshape(*pairs.shape[:2], -1, 2).max(-1))
+        return nn.Dense(sizes.target_vocabulary, name="output")(jnp.maximum(*jnp.split(pairs, 2, -1)))
 
 
 def benchmark(size: str = "paper", repetitions: int = 15) -> list[Row]:
@@ -150,7 +150,7 @@ def to_plain(params: Any) -> Any:
 
 
 def _plain_lstm(layer: Any) -> Any:
-    split = {"recurrent": jnp.split(layer["recurrent"], 4, -1), "bias": jnp.split(layer["input"]["bias"], 4)}
+    split = {"recurrent": jnp.split(layer["recurrent"], 4, -1), "bias": jnp.split(layer["recurrent_bias"], 4)}
     inputs = jnp.split(layer["input"]["kernel"], 4, -1)
     plain = {f"i{gate}": {"kernel": inputs[number]} for number, gate in enumerate("ifgo")}
     for number, gate in enumerate("ifgo"):

@@ -27,7 +27,8 @@ def experiment(
     encoder_units: int = 64,
     decoder_units: int = 64,
     dropout: float = 0.1,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
+    schedule: Literal["constant", "cosine"] = "cosine",
     batch_size: int = 10,
     steps: int = 5000,
     evaluate_every: int = 1000,
@@ -45,7 +46,8 @@ def experiment(
         encoder_units: units of each direction of the encoder.
         decoder_units: units of the decoder.
         dropout: on embeddings and on what the output layer sees.
-        learning_rate: of Adam.
+        learning_rate: of Adam, at its highest.
+        schedule: "cosine" falls to zero by the last step, "constant" stays.
         batch_size: examples a step.
         steps: how long to train; 5000 batches of 10 are one epoch.
         evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
@@ -76,7 +78,7 @@ def experiment(
         "reverse_luong",
         model,
         data,
-        optimizer=optimizer("adam", learning_rate, clip=1.0),
+        optimizer=optimizer("adam", learning_rate, schedule=schedule, steps=steps, clip=1.0),
         tokenize="none",
         best_metric="bleu",
         steps=steps,

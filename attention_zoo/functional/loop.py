@@ -55,7 +55,16 @@ def product(operation: Operation, inputs: Array, constant: Array, *, join: Calla
     tape.uses.append(_Use(operation, join, tape.leaves[id(constant)]))
     tape.inputs.append(inputs)
     tape.outputs.append(outputs)
-    return outputs if tape.probes is None else outputs + tape.probes[len(tape.inputs) - 1]
+    return outputs if tape.probes is None else _probed(outputs, tape.probes[len(tape.inputs) - 1])
+
+
+@jax.custom_vjp
+def _probed(outputs: jax.Array, probe: jax.Array) -> jax.Array:
+    """`outputs + probe` for a probe of zeros, which is there for its gradient alone and is never read."""
+    return outputs
+
+
+_probed.defvjp(lambda outputs, probe: (outputs, None), lambda _, gradient: (gradient, gradient))
 
 
 def project(inputs: Array, kernel: Array, bias: Array | None = None) -> jax.Array:

@@ -151,8 +151,8 @@ class RecurrentDecoder(nn.Module):
         return jnp.tanh(self.combine(jnp.concatenate([context, hidden], -1)))
 
     def _deep(self, before: jax.Array, inputs: jax.Array, context: jax.Array) -> jax.Array:
-        pairs = self.combine(jnp.concatenate([before, inputs, context], -1))
-        return pairs.reshape(*pairs.shape[:-1], -1, 2).max(-1)
+        # Each unit of the first half is paired with its like in the second: the paper's neighbours, reordered.
+        return jnp.maximum(*jnp.split(self.combine(jnp.concatenate([before, inputs, context], -1)), 2, -1))
 
 
 def _previous(module, memory, deterministic, state, projected):  # type: ignore[no-untyped-def]

@@ -34,15 +34,14 @@ class RecurrentLayer(nn.Module):
         if self.cell not in CELLS:
             raise ValueError(f"cell is one of {', '.join(CELLS)}; got {self.cell!r}")
         gates = CELLS[self.cell][2] * self.units
-        self.input = Dense(
-            gates, dtype=self.dtype, bias_init=_forget_one if self.cell == "lstm" else nn.initializers.zeros
-        )
+        # An LSTM adds its one bias in the loop, where that costs no pass over memory; a GRU's reset gate keeps two apart.
+        self.input = Dense(gates, use_bias=self.cell == "gru", dtype=self.dtype)
         self.recurrent = self.param("recurrent", nn.initializers.orthogonal(), (self.units, gates))
-        if self.cell == "gru":
-            self.recurrent_bias = self.param("recurrent_bias", nn.initializers.zeros, (gates,))
+        bias_init = _forget_one if self.cell == "lstm" else nn.initializers.zeros
+        self.recurrent_bias = self.param("recurrent_bias", bias_init, (gates,))
 
     def project(self, inputs: jax.Array) -> jax.Array:
-        """`W x + b` for any number of steps, [..., G]."""
+        """`W x`, and with a GRU `W x + b`, for any number of steps, [..., G]."""
         return self.input(inputs)
 
     def step(self, projected: jax.Array, state: State) -> State:
@@ -65,9 +64,8 @@ class RecurrentLayer(nn.Module):
         kind = CELLS[self.cell][1]
         return kind(*[jnp.zeros((*batch, self.units), dtype)] * len(kind._fields))
 
-    def _recurrent(self, dtype: Dtype) -> tuple[jax.Array, jax.Array | None]:
-        bias = self.recurrent_bias.astype(dtype) if self.cell == "gru" else None
-        return self.recurrent.astype(dtype), bias
+    def _recurrent(self, dtype: Dtype) -> tuple[jax.Array, jax.Array]:
+        return self.recurrent.astype(dtype), self.recurrent_bias.astype(dtype)
 
 
 class RecurrentEncoder(nn.Module):

@@ -28,7 +28,7 @@ def parameters(kind: str, arrays: dict[str, jax.Array], suffix: str) -> dict:
     names = (f"weights/{name}_{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     kernel, recurrent, bias, recurrent_bias = (arrays[name] for name in names)
     if kind == "lstm":
-        return {"input": {"kernel": kernel.T, "bias": bias + recurrent_bias}, "recurrent": recurrent.T}
+        return {"input": {"kernel": kernel.T}, "recurrent": recurrent.T, "recurrent_bias": bias + recurrent_bias}
     return {
         "input": {"kernel": kernel.T, "bias": bias},
         "recurrent": recurrent.T,
@@ -196,7 +196,7 @@ def test_number_of_parameters(kind, count):
 
 def test_the_forget_gate_starts_with_bias_one():
     variables = jax.jit(RecurrentLayer(D).init)(jax.random.key(0), draw(S, B, I))
-    np.testing.assert_array_equal(variables["params"]["input"]["bias"], np.repeat([0, 1, 0, 0], D))
+    np.testing.assert_array_equal(variables["params"]["recurrent_bias"], np.repeat([0, 1, 0, 0], D))
 
 
 @kinds
