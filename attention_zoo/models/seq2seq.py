@@ -25,7 +25,7 @@ from attention_zoo.modules.decoder import DecoderState, RecurrentDecoder
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding, OneHotEmbedding
 from attention_zoo.modules.recurrent import CELLS, RecurrentEncoder
-from attention_zoo.notation import Float, Int, checked
+from attention_zoo.notation import Array, Float, Int, checked
 
 ATTENTIONS = ("none", "context", "bahdanau", "luong")
 BRIDGES = ("dense", "backward", "copy")
@@ -48,7 +48,8 @@ class Seq2Seq(nn.Module):
 
     attention: how the decoder sees the source.
         "none": its first state comes from the encoder's last, and nothing else (Sutskever 2014).
-        "context": the encoder's last state, the fixed context, enters every step too (Cho 2014).
+        "context": the encoder's last state, the fixed context, enters the cell at every step too (Cho 2014, whose
+            readout sees it as well, beside y_{t-1}; here the output layer reads the state alone).
         "bahdanau": the previous state asks, the context enters the cell; deep output.
         "luong": the new state asks; attentional vectors, with input feeding or without.
     score: a name of `SCORES`. input_feeding: Luong's, on or off.
@@ -115,9 +116,9 @@ class Seq2Seq(nn.Module):
     @checked
     def __call__(
         self,
-        source: Int[jax.Array, "B S"],
-        source_lengths: Int[jax.Array, "B"],
-        target_inputs: Int[jax.Array, "B T"],
+        source: Int[Array, "B S"],
+        source_lengths: Int[Array, "B"],
+        target_inputs: Int[Array, "B T"],
         deterministic: bool = True,
     ) -> tuple[Float[jax.Array, "B T N"], Alignment | None]:
         """Teacher forcing: the logits of every target step, given the tokens before it.
@@ -133,7 +134,10 @@ class Seq2Seq(nn.Module):
         logits, _, alignment = self.extend(cache, target_inputs, deterministic)
         return logits, alignment
 
-    def start(self, source: jax.Array, source_lengths: jax.Array, deterministic: bool = True) -> Cache:
+    @checked
+    def start(
+        self, source: Int[Array, "B S"], source_lengths: Int[Array, "B"], deterministic: bool = True
+    ) -> Cache:
         """Reads the sources once: the cache before the first target token."""
         embedded = self.drop(self.source_embedding(source), deterministic=deterministic)
         annotations, finals = self.encoder(embedded, source_lengths, deterministic)
@@ -143,9 +147,10 @@ class Seq2Seq(nn.Module):
         context = finals[-1].hidden if self.attention == "context" else None
         return Cache(memory, context, self.decoder.start(self._first_states(finals), memory))
 
+    @checked
     def extend(
-        self, cache: Cache, tokens: jax.Array, deterministic: bool = True
-    ) -> tuple[jax.Array, Cache, Alignment | None]:
+        self, cache: Cache, tokens: Int[Array, "B T"], deterministic: bool = True
+    ) -> tuple[Float[jax.Array, "B T N"], Cache, Alignment | None]:
         """Takes the next tokens [B, T], any number of them: logits [B, T, N], the new cache, the alignment."""
         inputs = self.drop(self.target_embedding(tokens), deterministic=deterministic)
         if cache.context is not None:
@@ -155,7 +160,10 @@ class Seq2Seq(nn.Module):
         features = self.drop(features, deterministic=deterministic)
         return self._logits(features), cache._replace(decoder=decoder), alignment
 
-    def step(self, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache, Alignment | None]:
+    @checked
+    def step(
+        self, cache: Cache, tokens: Int[Array, "B"]
+    ) -> tuple[Float[jax.Array, "B N"], Cache, Alignment | None]:
         """Takes one token a row, [B]: logits [B, N], the new cache, the alignment [B, S]; for `functional.search`."""
         logits, cache, alignment = self.extend(cache, tokens[:, None])
         return logits[:, 0], cache, jax.tree.map(lambda steps: steps[:, 0], alignment)
@@ -184,8 +192,8 @@ SCORES = {
     "additive_normalised": lambda model: Additive(model.decoder_units, normalised=True, dtype=model.dtype),
     "concat": lambda model: Concat(model.decoder_units, dtype=model.dtype),
     "general": lambda model: General(model.decoder_units, dtype=model.dtype),
-    "dot": lambda model: Dot(),
-    "scaled_dot": lambda model: ScaledDot(),
+    "dot": lambda model: Dot(dtype=model.dtype),
+    "scaled_dot": lambda model: ScaledDot(dtype=model.dtype),
     "cosine": lambda model: Cosine(_annotation_width(model), dtype=model.dtype),
     "location": lambda model: Location(model.positions, dtype=model.dtype),
 }
@@ -201,6 +209,8 @@ def _check(model: Seq2Seq) -> None:
     for field, names in choices.items():
         if getattr(model, field) not in names:
             raise ValueError(f"{field} is one of {', '.join(names)}; got {getattr(model, field)!r}")
+    if not 0 <= model.dropout < 1:
+        raise ValueError(f"dropout lies in [0, 1); got {model.dropout}")
     width = _annotation_width(model)
     attends = model.attention in ("bahdanau", "luong")
     if attends and model.score in ("dot", "scaled_dot") and width != model.decoder_units:

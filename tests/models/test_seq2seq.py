@@ -161,6 +161,8 @@ def test_jit_export_and_nnx():
         ({"bridge": "copy", "decoder_layers": 2}, "got 1 encoder layers of 6 and 2 decoder layers of 6"),
         ({"bridge": "backward", "bidirectional": False}, "needs a bidirectional encoder"),
         ({"tied": True, "one_hot": True}, "tied output needs learned embeddings"),
+        ({"dropout": 1.0}, r"dropout lies in \[0, 1\); got 1.0"),
+        ({"dropout": -0.1}, r"dropout lies in \[0, 1\); got -0.1"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(fields, sentence):
