@@ -138,8 +138,18 @@ def test_translate_files_needs_files_that_go_together(tmp_path, monkeypatch, cap
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
 
 
-def test_a_model_that_cannot_be_leaves_no_folder(tmp_path, capsys):
-    line = [*EXPERIMENTS["reverse_luong"].split(), "--score", "dot", "--workdir", str(tmp_path / "run")]
-    assert main(["train", "reverse_luong", *line]) == 2
-    assert "score 'dot' needs annotations as wide as the decoder; got 14 and 11" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "flags", "sentence"),
+    [
+        ("reverse_luong", "--score dot", "score 'dot' needs annotations as wide as the decoder; got 14 and 11"),
+        ("reverse_luong", "--dropout 1.5", "dropout lies in [0, 1); got 1.5"),
+        ("reverse_luong", "--seed 99999999999999999999", "--seed is 99999999999999999999: it must be below 2**63."),
+        ("translate_files", "--label_smoothing 2", "label_smoothing lies in [0, 1); got 2.0"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_folder(name, flags, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.tsv").write_text("\n".join(f"one {number}\tein {number}" for number in range(17)))
+    assert main(["train", name, *EXPERIMENTS[name].split(), *flags.split(), "--workdir", "run"]) == 2
+    assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

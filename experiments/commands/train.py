@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from attention_zoo.figures import draw_curves, save
-from attention_zoo.training import Experiment, fit, make_mesh
+from attention_zoo.training import Experiment, UserError, fit, make_mesh
 from attention_zoo.training.sharding import check_batch_size
 from experiments.commands.catalogue import function
 from experiments.commands.flags import check_numbers
@@ -39,9 +39,15 @@ def train(name: str, folder: Path, flags: dict[str, Any]) -> int:
 
 
 def try_out(experiment: Experiment) -> None:
-    """Raises what a model or a batch that cannot be would raise later, with a work folder half made."""
+    """Raises what a model, a loss, a seed or a batch that cannot be would raise later, with a work folder half made."""
     check_batch_size(experiment.batch_size, make_mesh())
-    jax.eval_shape(experiment.init, jax.random.key(0), next(iter(experiment.data.shapes())))
+    try:
+        key = jax.random.key(experiment.seed)
+    except OverflowError as error:
+        raise UserError(f"--seed is {experiment.seed}: it must be below 2**63.") from error
+    blank = next(iter(experiment.data.shapes()))
+    params = jax.eval_shape(experiment.init, key, blank)
+    jax.eval_shape(experiment.objective, params, blank, key)
 
 
 def recorded(experiment: Experiment, folder: Path) -> Experiment:
