@@ -22,9 +22,8 @@ def seal(checkpoint: Path, parts: Iterable[str]) -> None:
 
 def damage(checkpoint: Path, parts: Iterable[str]) -> str:
     """What is wrong with the first damaged file of these folders, in a few words; nothing if they are whole."""
-    try:
-        files = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    files = _listed(checkpoint)
+    if not set(parts) <= {Path(name).parts[0] for name in files}:
         return f"{SEAL} is missing or damaged"
     for name, (size, expected) in files.items():
         path = checkpoint / name
@@ -37,6 +36,15 @@ def damage(checkpoint: Path, parts: Iterable[str]) -> str:
         if check_sum(path) != expected:
             return f"{name} has been changed"
     return ""
+
+
+def _listed(checkpoint: Path) -> dict[str, tuple[int, int]]:
+    """The size and check sum of every file in the list; nothing where it cannot be read."""
+    try:
+        files = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+        return {name: (int(size), int(expected)) for name, (size, expected) in files.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def check_sum(path: Path) -> int:

@@ -102,6 +102,12 @@ def change(path):
     path.write_bytes(data)
 
 
+def replaced(text):
+    return lambda path: path.write_text(text)
+
+
+# JSON, but no list of files: each pattern finds the same one.
+WRONG = {"files.json": "[]", "file?.json": "{}", "file*.json": '{"progress/metadata": 3}'}
 DAMAGE = [
     ("parameters/d/*", truncate, "has"),
     ("training/d/*", change, "has been changed"),
@@ -109,6 +115,7 @@ DAMAGE = [
     ("iterator", shutil.rmtree, "iterator/process_0-of-1.json is missing"),
     ("progress/metadata", truncate, "progress/metadata has"),
     ("files.json", truncate, "files.json is missing or damaged"),
+    *[(name, replaced(text), "files.json is missing or damaged") for name, text in WRONG.items()],
 ]
 
 
