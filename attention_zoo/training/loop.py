@@ -70,7 +70,8 @@ def finished(path: Path) -> dict[str, Any]:
     """
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        dict(summary["metrics"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged; without it the same command judges the best checkpoint again") from error
     say(f"The run in {path.parent} is finished, see {path}.")
     return summary

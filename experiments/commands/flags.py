@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import json
+import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from beartype.door import is_bearable
 
 from attention_zoo.training import UserError
 from experiments.commands.refusal import nearest
@@ -91,7 +94,7 @@ def _unknown(word: str, known: Iterable[str]) -> str:
 
 
 def check_numbers(function: Callable[..., Any], flags: Mapping[str, Any]) -> None:
-    """Refuses sizes and counts below 1 and negative rates, which no experiment can use.
+    """Refuses sizes and counts below 1 and rates that are negative or infinite, which no experiment can use.
 
     A whole number may be 0 where its default is 0, as a seed's is.
 
@@ -102,8 +105,8 @@ def check_numbers(function: Callable[..., Any], flags: Mapping[str, Any]) -> Non
         least = 0 if inspect.signature(function).parameters[name].default == 0 else 1
         if type(value) is int and value < least:
             raise UserError(f"--{name} is {value}: it must be at least {least}.")
-        if isinstance(value, float) and not value >= 0:
-            raise UserError(f"--{name} is {value}: it must not be negative.")
+        if isinstance(value, float) and not (value >= 0 and math.isfinite(value)):
+            raise UserError(f"--{name} is {value}: it must be finite and not negative.")
 
 
 def to_json(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,11 +120,17 @@ def from_json(function: Callable[..., Any], flags: Mapping[str, Any]) -> dict[st
     """The inverse of `to_json`, by the types of the function's parameters.
 
     Raises:
-        UserError: the function has no such parameters, as when another version made the run.
+        UserError: the function has no such parameters, as when another version made the run, or a value is of
+            another type.
     """
     hints = typing.get_type_hints(function)
     strange = [f"--{name}" for name in flags if name not in hints]
     if strange:
         raise UserError(f"The run was made with flags that this version does not have: {', '.join(strange)}.")
     paths = {name for name, hint in hints.items() if hint is Path or Path in typing.get_args(hint)}
-    return {name: Path(value) if name in paths and value is not None else value for name, value in flags.items()}
+    values = {name: Path(value) if name in paths and isinstance(value, str) else value for name, value in flags.items()}
+    for name, value in values.items():
+        if not is_bearable(value, float | int if hints[name] is float else hints[name]):
+            said = json.dumps(value, ensure_ascii=False)
+            raise UserError(f"The run's config.json is damaged: --{name} is {said}, which it cannot be.")
+    return values

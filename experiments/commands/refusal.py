@@ -10,9 +10,12 @@ OURS = ("attention_zoo", "experiments")
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """ " (did you mean X or Y?)" with the known words closest to `word`, or nothing where none is close."""
-    close = [prefix + name for name in difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)]
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
+    """ " (did you mean X or Y?)" with the known words closest to `word` or holding it, or nothing if there are none."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
+    holding = [name for name in known if len(word) > 2 and word in name]
+    meant = [prefix + name for name in dict.fromkeys(close + holding)][:2]
+    return f" (did you mean {' or '.join(meant)}?)" if meant else ""
 
 
 def sentence(error: Exception) -> str | None:

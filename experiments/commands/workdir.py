@@ -113,7 +113,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no run: its config.json is missing.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return {"experiment": config["experiment"], "flags": dict(config["flags"]), "data": config["data"]}
+        return {"experiment": str(config["experiment"]), "flags": dict(config["flags"]), "data": config["data"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: it should hold the experiment's name and its flags as JSON.") from error
 

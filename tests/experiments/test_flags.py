@@ -1,5 +1,6 @@
 """Command lines to keyword arguments, and the sentence for each way to get one wrong."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -123,10 +124,29 @@ def test_flags_of_another_version_are_refused():
         from_json(flags, {"units": 3, "heads": 8})
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [{"units": "many"}, {"units": None}, {"rate": [1]}, {"score": "cat"}, {"input_feeding": 1}, {"train_source": 3}],
+)
+def test_values_that_a_flag_cannot_have_are_refused(flag):
+    ((name, value),) = flag.items()
+    sentence = f"The run's config.json is damaged: --{name} is {json.dumps(value)}, which it cannot be."
+    with pytest.raises(UserError) as refusal:
+        from_json(flags, flag)
+    assert str(refusal.value) == sentence
+
+
+def test_a_whole_number_is_a_rate_too():
+    assert from_json(flags, {"rate": 1, "train_source": None}) == {"rate": 1, "train_source": None}
+
+
 def test_nearest_words():
     assert nearest("dates_bahdana", ["dates_bahdanau", "dates_luong"]) == " (did you mean dates_bahdanau?)"
     assert nearest("dates_luo", ["dates_luong", "dates_lun"]) == " (did you mean dates_luong or dates_lun?)"
-    assert nearest("x", ["dates_luong"]) == ""
+    assert nearest("unit", ["encoder_units", "layers", "decoder_units"], "--") == (
+        " (did you mean --encoder_units or --decoder_units?)"
+    )
+    assert nearest("x", ["dates_luong"]) == nearest("un", ["units_of_it"]) == ""
 
 
 def sizes(units: int | None = None, layers: int = 2, seed: int = 0, rate: float = 0.5, looks: bool = True):
@@ -139,8 +159,9 @@ def sizes(units: int | None = None, layers: int = 2, seed: int = 0, rate: float 
         ({"units": 0}, "--units is 0: it must be at least 1."),
         ({"layers": -3}, "--layers is -3: it must be at least 1."),
         ({"seed": -1}, "--seed is -1: it must be at least 0."),
-        ({"rate": -0.5}, "--rate is -0.5: it must not be negative."),
-        ({"rate": float("nan")}, "--rate is nan: it must not be negative."),
+        ({"rate": -0.5}, "--rate is -0.5: it must be finite and not negative."),
+        ({"rate": float("nan")}, "--rate is nan: it must be finite and not negative."),
+        ({"rate": float("inf")}, "--rate is inf: it must be finite and not negative."),
     ],
 )
 def test_numbers_out_of_range_are_named(flag, sentence):

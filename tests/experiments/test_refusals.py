@@ -86,6 +86,22 @@ def test_a_damaged_config(refused, run, content, write):
     assert "config.json is damaged" in refused("train", "shouting", "--workdir", run)
 
 
+@pytest.mark.parametrize("damage", [{"flags": {"steps": "many"}}, {"experiment": 3}])
+def test_a_config_of_wrong_types(refused, run, damage, write):
+    config = json.loads((run / "config.json").read_text())
+    write(run / "config.json", json.dumps({**config, **damage}))
+    for command in (["evaluate", run], ["predict", run, "hello"]):
+        assert ("config.json is damaged: --steps is" in refused(*command)) == ("flags" in damage)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"metrics": 3}'])
+def test_a_damaged_summary(call, run, content, write):
+    write(run / "summary.json", content)
+    code, out, err = call("train", "shouting", "--workdir", run)
+    assert (code, out) == (2, "")
+    assert "summary.json is damaged; without it the same command judges" in err.splitlines()[-1]
+
+
 def test_a_run_of_an_experiment_that_is_gone(refused, run, write):
     config = json.loads((run / "config.json").read_text())
     write(run / "config.json", json.dumps({**config, "experiment": "mumbling"}))
