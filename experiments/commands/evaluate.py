@@ -20,8 +20,10 @@ def evaluate(workdir: Positional[Path], split: Literal["dev", "test"] = "test", 
     """
     at_least_one(beam_size)
     experiment, params = open_run(workdir)
-    writable(workdir)
-    show(experiment.evaluate(params, split, beam_size=beam_size, folder=workdir), split)
+    as_trained = split == "test" and beam_size == 1  # what lengths.json, which `compare` draws from, was counted from
+    if as_trained:
+        writable(workdir)
+    show(experiment.evaluate(params, split, beam_size=beam_size, folder=workdir if as_trained else None), split)
     return 0
 
 

@@ -97,11 +97,20 @@ def test_a_finished_run_is_left_alone(call, run, files):
 
 
 def test_evaluate_prints_json(call, run):
-    (run / "lengths.json").unlink()
     code, out, _ = call("evaluate", run, "--beam-size", "4")
     assert code == 0
     assert json.loads(out) == {"exact_match": pytest.approx(0.875), "beam_size": 4, "signature": "plain"}
-    assert (run / "lengths.json").exists()
+
+
+def test_evaluate_writes_only_the_lengths_that_the_run_is_compared_by(call, run, files, monkeypatch):
+    (run / "lengths.json").unlink()
+    before = files(run)
+    monkeypatch.setattr("experiments.commands.evaluate.writable", lambda folder: 1 / 0)
+    assert call("evaluate", run, "--beam-size", "4")[0] == call("evaluate", run, "--split", "dev")[0] == 0
+    assert files(run) == before
+    monkeypatch.undo()
+    assert call("evaluate", run)[0] == 0
+    assert set(files(run)) - set(before) == {"lengths.json"}
 
 
 def test_evaluate_prints_a_table_on_a_terminal(call, run, monkeypatch):
