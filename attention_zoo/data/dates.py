@@ -20,6 +20,7 @@ from attention_zoo.data.prepare import as_text, examples, prepared
 from attention_zoo.data.text import Pairs, TextData
 from attention_zoo.data.vocabulary import Characters
 
+# CLDR locales: 24 of them for 23 languages, English as it is written in America and in Britain.
 LANGUAGES = (
     *("en", "en_GB", "de", "nl", "sv", "da", "nb", "fr", "es", "ca", "it", "pt", "ro"),
     *("pl", "cs", "sk", "ru", "uk", "bg", "fi", "et", "hu", "tr", "el"),
@@ -120,7 +121,7 @@ class DatesConfig(tfds.core.BuilderConfig):
 
     name: str = ""
     dates_per_source: int = 1
-    train_examples: int = 40_000
+    train_examples: int = 50_000
     dev_examples: int = 2_500
     test_examples: int = 2_500
     languages: tuple[str, ...] = LANGUAGES
@@ -182,7 +183,7 @@ def dates(
     dates_per_source: int = 1,
     *,
     languages: Sequence[str] = LANGUAGES,
-    train_examples: int = 40_000,
+    train_examples: int = 50_000,
     dev_examples: int = 2_500,
     test_examples: int = 2_500,
     data_seed: int = 0,

@@ -1,4 +1,5 @@
 import datetime
+import inspect
 import io
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -23,6 +24,7 @@ from attention_zoo.data.dates import (
     write,
     write_all,
 )
+from experiments import dates_bahdanau
 
 SMALL = {"train_examples": 211, "dev_examples": 23, "test_examples": 19}
 days = st.dates(FIRST, LAST)
@@ -131,13 +133,21 @@ def test_a_target_position_points_at_the_text_it_is_written_from(number):
                 assert (start, end) == (0, 0)
 
 
-@pytest.mark.parametrize("number", [1, 3])
+def test_the_defaults_are_the_data_set_as_it_is_reported_on():
+    ours, config = inspect.signature(dates).parameters, DatesConfig()
+    theirs = inspect.signature(dates_bahdanau.experiment).parameters
+    assert ours["train_examples"].default == config.train_examples == theirs["train_examples"].default
+    assert ours["dev_examples"].default == config.dev_examples == theirs["held_out_examples"].default
+    assert ours["test_examples"].default == config.test_examples == theirs["held_out_examples"].default
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_no_day_is_in_two_splits_of_the_data_set_as_it_is_reported_on(number, tmp_path):
-    builder = Dates(config=DatesConfig(dates_per_source=number, train_examples=40_007), data_dir=tmp_path)
+    builder = Dates(config=DatesConfig(dates_per_source=number).name, data_dir=tmp_path)
     splits = builder._split_generators(None)
     found = {name: [example["target"] for _, example in examples] for name, examples in splits.items()}
     chosen = {name: {day for target in targets for day in target.split(" ")} for name, targets in found.items()}
-    assert len(found["train"]) == 40_007
+    assert len(found["train"]) == 50_000
     assert len(found["dev"]) >= 2_000
     assert len(found["test"]) >= 2_000
     assert not chosen["train"] & chosen["dev"]
