@@ -11,7 +11,7 @@ import grain
 import numpy as np
 
 from attention_zoo.data.batches import Batches, Ragged, Table, bucket_shapes
-from attention_zoo.data.vocabulary import END, Tokenizer, load
+from attention_zoo.data.vocabulary import END, Tokenizer, load, write_whole
 
 Batch = dict[str, np.ndarray]
 SIDES = ("source", "target")
@@ -190,7 +190,7 @@ class TextData:
         folder = Path(folder)
         self.source.save(folder / "source.json")
         self.target.save(folder / "target.json")
-        (folder / "text.json").write_text(json.dumps(self._settings(), indent=2) + "\n")
+        write_whole(folder / "text.json", (json.dumps(self._settings(), indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> "TextData":

@@ -59,12 +59,21 @@ class _Table:
 
     @classmethod
     def fit(cls, texts: Iterable[str], size: int | None = None) -> Self:
-        """The vocabulary of a corpus: its most frequent symbols, at most `size` ids with the special ones."""
+        """The vocabulary of a corpus: its most frequent symbols, at most `size` ids with the special ones.
+
+        Raises:
+            ValueError: the special ones leave no room in `size`.
+        """
+        if size is not None and size <= len(SPECIALS):
+            raise ValueError(
+                f"a vocabulary of {size} ids has no room for any symbol beside the {len(SPECIALS)} special ones: "
+                "ask for more"
+            )
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(cls.split(text))
         ranked = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
-        return cls(ranked if size is None else ranked[: max(0, size - len(SPECIALS))])
+        return cls(ranked if size is None else ranked[: size - len(SPECIALS)])
 
     @property
     def size(self) -> int:
@@ -86,7 +95,7 @@ class _Table:
         return {"kind": self.kind, "symbols": list(self.symbols)}
 
     def save(self, path: Path) -> None:
-        _write(path, json.dumps(self.to_dict()).encode())
+        write_whole(path, json.dumps(self.to_dict()).encode())
 
 
 class Characters(_Table):
@@ -182,8 +191,8 @@ class SentencePiece:
 
     def save(self, path: Path) -> None:
         """Writes the JSON file and, beside it, the model with the ending `.model`."""
-        _write(path.with_suffix(".model"), self.model)
-        _write(path, json.dumps({**self.to_dict(), "model": path.with_suffix(".model").name}).encode())
+        write_whole(path.with_suffix(".model"), self.model)
+        write_whole(path, json.dumps({**self.to_dict(), "model": path.with_suffix(".model").name}).encode())
 
 
 KINDS: dict[str, type[Characters] | type[Words] | type[SentencePiece]] = {
@@ -235,7 +244,7 @@ def _before_end(ids: Iterable[int]) -> Iterator[int]:
             yield int(index)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import grain
 import numpy as np
 import pytest
@@ -209,6 +211,23 @@ def test_a_saved_folder_reads_inputs_the_same_way(tmp_path):
     assert (again.batch_size, again.max_source, again.max_target) == (6, 20, 20)
     with pytest.raises(ValueError, match="no split 'train': there is none at all"):
         again.train(0)
+
+
+def test_a_save_that_is_cut_off_leaves_the_files_as_they_were(tmp_path, monkeypatch):
+    make().save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write = Path.write_bytes
+
+    def cut_off(path, content):
+        write(path, content[:5])
+        if path.name.startswith("text.json"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", cut_off)
+    monkeypatch.setattr(Path, "write_text", lambda path, text: cut_off(path, text.encode()))
+    with pytest.raises(KeyboardInterrupt):
+        make().save(tmp_path)
+    assert (tmp_path / "text.json").read_bytes() == before["text.json"]
 
 
 def test_a_sentencepiece_model_is_kept_in_the_folder(tmp_path):

@@ -116,6 +116,13 @@ def test_symbols_never_seen_are_told_once_each_in_order():
     assert SentencePiece.fit(["one two"], 97).unknown("one ж two 🐈 ж") == ["ж", "🐈"]
 
 
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("kind", [Characters, Words])
+def test_a_size_without_room_for_a_symbol_is_refused(kind, size):
+    with pytest.raises(ValueError, match=f"of {size} ids has no room for any symbol beside the 4 special ones"):
+        kind.fit(CORPUS, size)
+
+
 def test_unknown_kind():
     with pytest.raises(ValueError, match="no tokenizer 'bytes': choose one of characters, words, sentencepiece"):
         fit("bytes", CORPUS)
