@@ -17,7 +17,7 @@ from attention_zoo.training import machine
 from attention_zoo.training.checkpoint import Checkpoints, Progress
 from attention_zoo.training.errors import Interrupted, UserError
 from attention_zoo.training.experiment import Batch, Experiment
-from attention_zoo.training.reporting import Meter, Reporter, plain, say, write_whole
+from attention_zoo.training.reporting import METRICS, Meter, Reporter, has_lines, plain, say, write_whole
 from attention_zoo.training.sharding import check_batch_size, make_mesh, on_one_device, shard_batch
 from attention_zoo.training.step import Steps, evaluation_parameters
 from attention_zoo.training.stopping import StopRequest
@@ -124,9 +124,11 @@ class Run:
                 for result in compiling:
                     result.result()
         self.saved = self.progress.step
-        self.reporter.start(self.saved)
         if found:
             self.reporter.tell(f"Going on after step {self.saved}.")
+        elif has_lines(workdir / METRICS):
+            self.reporter.tell(f"There is no checkpoint in {self.checkpoints.folder}: starting from the beginning.")
+        self.reporter.start(self.saved)
 
     def train(self, stop: StopRequest, log_every: int) -> None:
         """Steps until all are done, patience is at its end or a stop is asked for."""

@@ -138,6 +138,11 @@ def rewind(path: Path, step: int) -> None:
     write_whole(path, "".join(kept))
 
 
+def has_lines(path: Path) -> bool:
+    """Whether an earlier start of the run has written about its steps."""
+    return path.exists() and path.stat().st_size > 0
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file so that it is there in whole or not at all."""
     draft = path.with_name(path.name + ".part")

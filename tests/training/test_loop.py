@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -80,6 +81,17 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
     assert fit(experiment(data, steps=3), tmp_path)["metrics"] == summary["metrics"]
     assert len(lines(tmp_path, "test")) == 1
     assert data.count == read
+
+
+def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_anew(tmp_path, capsys):
+    sentence = f"There is no checkpoint in {tmp_path / 'checkpoints'}: starting from the beginning.\n"
+    summary = fit(experiment(Copies((5,)), steps=3), tmp_path)
+    assert sentence not in capsys.readouterr().err
+    (tmp_path / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert fit(experiment(Copies((5,)), steps=3), tmp_path)["metrics"] == summary["metrics"]
+    assert capsys.readouterr().err.count(sentence) == 1
+    assert len(lines(tmp_path, "dev")) == 1
 
 
 @pytest.mark.parametrize("mode, scores", [("max", [0.2, 0.5, 0.4, 0.1]), ("min", [0.2, 0.1, 0.4, 0.3])])
