@@ -29,6 +29,7 @@ class Progress:
     step: int = 0
     best: float | None = None
     best_step: int | None = None
+    best_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     evaluations_without_best: int = 0
     examples: int = 0
     seconds: float = 0.0

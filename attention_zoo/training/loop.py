@@ -36,9 +36,9 @@ def fit(experiment: Experiment, workdir: Path | str, *, log_every: int = 50) -> 
         log_every: steps whose mean metrics make one line of metrics.jsonl.
 
     Returns:
-        what summary.json holds: experiment, metrics (of the test split), steps, seconds (of the whole run, all starts
-        together), seconds_to_first_step (from the start of the process), examples_per_second (while training),
-        parameters, device, versions, seed.
+        what summary.json holds: experiment, metrics (of the test split), dev_metrics (of the best checkpoint, as they
+        were when it was made), steps, seconds (of the whole run, all starts together), seconds_to_first_step (from the
+        start of the process), examples_per_second (while training), parameters, device, versions, seed.
 
     Raises:
         UserError: the work folder cannot be written, its checkpoints cannot be used, the batch size does not fit
@@ -227,6 +227,7 @@ class Run:
         progress.evaluations_without_best = 0 if better else progress.evaluations_without_best + 1
         if better or score == progress.best:
             progress.best, progress.best_step = score, progress.step
+            progress.best_metrics = {name: plain(value) for name, value in metrics.items()}
         self.mark = time.monotonic()
 
     def _done(self) -> bool:
@@ -252,6 +253,7 @@ class Run:
         return {
             "experiment": self.experiment.name,
             "metrics": {name: plain(value) for name, value in metrics.items()},
+            "dev_metrics": self.progress.best_metrics,
             "steps": self.progress.step,
             "seconds": round(self._seconds(), 2),
             "seconds_to_first_step": self.progress.seconds_to_first_step,

@@ -45,6 +45,7 @@ def test_a_run_leaves_a_whole_work_folder(tmp_path, capsys):
     assert set(summary) == {
         "experiment",
         "metrics",
+        "dev_metrics",
         "steps",
         "seconds",
         "seconds_to_first_step",
@@ -103,6 +104,9 @@ def test_the_best_parameters_are_kept_and_tested(tmp_path, mode, scores):
     assert [split for split, _ in seen] == ["dev"] * 4 + ["test"]
     assert seen[-1][1] == seen[1][1] != seen[3][1]
     assert summary["metrics"] == {"score": 0.125} and summary["steps"] == 12
+    assert summary["dev_metrics"] == {"score": scores[1]}
+    (tmp_path / "summary.json").unlink()
+    assert fit(run, tmp_path)["dev_metrics"] == {"score": scores[1]}  # after a new start too
     template = jax.eval_shape(run.init, jax.random.key(0), run.data.shapes()[0])
     assert total(load_parameters(tmp_path, template)) == seen[1][1]
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {6, 10, 12}
