@@ -1,14 +1,18 @@
 """Run by test_sharding.py in a process that sees eight devices; prints what it found as JSON."""
 
+import itertools
 import json
 import sys
 import tempfile
 
 import jax
 
-from attention_zoo.training import UserError, fit, make_mesh, shard_batch, train_step
+from attention_zoo.data import reverse
+from attention_zoo.models import Seq2Seq
+from attention_zoo.training import UserError, fit, make_mesh, optimizer, shard_batch, train_step
 from attention_zoo.training.sharding import tree_shardings
 from attention_zoo.training.step import Steps
+from attention_zoo.training.translation import translation
 from tests.training.tiny import Copies, experiment, rows
 
 STEPS = 5
@@ -16,12 +20,12 @@ STEPS = 5
 RULES = ((r"Dense_0/kernel$", (None, "model")), (r"Dense_1/kernel$", ("model", None)), (r"embedding$", ("model", None)))
 
 
-def losses(run, mesh):
-    """The losses of some steps; every loss but the first depends on the updates, and all on the dropout."""
+def losses(run, mesh, batches):
+    """The losses of a batch a step; every loss but the first depends on the updates, and all on the dropout."""
     steps, found = Steps(run, mesh), []
     state = steps.initial()
-    for number in range(STEPS):
-        state, metrics = steps(state, shard_batch(rows(number, 5), mesh))
+    for batch in batches:
+        state, metrics = steps(state, shard_batch(batch, mesh))
         found.append(float(metrics["loss"]))
     return found
 
@@ -38,12 +42,24 @@ def losses_with_divided_parameters(run):
     return found, sorted(specs)
 
 
+def reversing():
+    """A real model on real data: Luong's attention, with dropout, on a small reverse task of one shape."""
+    data = reverse(8, train_examples=37, dev_examples=5, test_examples=3, train_length=5, test_length=6, buckets=1)
+    model = Seq2Seq(data.source.size, data.target.size, 5, 7, decoder_units=11, attention="luong", dropout=0.3)
+    return translation("reversing", model, data, optimizer=optimizer("adam", 0.02), steps=STEPS)
+
+
 def main():
+    one, eight = make_mesh(devices=jax.devices()[:1]), make_mesh()
+    batches, real = [rows(number, 5) for number in range(STEPS)], reversing()
+    real_batches = list(itertools.islice(real.data.train(0), STEPS))
     run = experiment(Copies((5,)), width=14, steps=4, evaluate_every=2, checkpoint_every=3)
     found = {
         "devices": len(jax.devices()),
-        "one": losses(run, make_mesh(devices=jax.devices()[:1])),
-        "eight": losses(run, make_mesh()),
+        "one": losses(run, one, batches),
+        "eight": losses(run, eight, batches),
+        "real_one": losses(real, one, real_batches),
+        "real_eight": losses(real, eight, real_batches),
         "summary": fit(run, tempfile.mkdtemp(dir=sys.argv[1])),
     }
     found["divided"], found["specs"] = losses_with_divided_parameters(run)

@@ -39,10 +39,11 @@ def found(compiled_once, tmp_path_factory):
     return json.loads(done.stdout)
 
 
-def test_eight_devices_give_the_losses_of_one(found):
+@pytest.mark.parametrize("model", ["", "real_"])
+def test_eight_devices_give_the_losses_of_one(found, model):
     assert found["devices"] == 8
-    np.testing.assert_allclose(found["eight"], found["one"], atol=1e-5, rtol=0)
-    assert len(set(found["one"])) == 5
+    np.testing.assert_allclose(found[f"{model}eight"], found[f"{model}one"], atol=1e-5, rtol=0)
+    assert len(set(found[f"{model}one"])) == 5
 
 
 def test_divided_parameters_give_the_same_losses(found):
