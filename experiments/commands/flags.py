@@ -130,7 +130,8 @@ def from_json(function: Callable[..., Any], flags: Mapping[str, Any]) -> dict[st
     paths = {name for name, hint in hints.items() if hint is Path or Path in typing.get_args(hint)}
     values = {name: Path(value) if name in paths and isinstance(value, str) else value for name, value in flags.items()}
     for name, value in values.items():
-        if not is_bearable(value, float | int if hints[name] is float else hints[name]):
+        hint: Any = float | int if hints[name] is float else hints[name]
+        if not is_bearable(value, hint):
             said = json.dumps(value, ensure_ascii=False)
             raise UserError(f"The run's config.json is damaged: --{name} is {said}, which it cannot be.")
     return values
