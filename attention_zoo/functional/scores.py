@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.loop import join_queries, product
+from attention_zoo.functional.loop import join_queries, product, project
 from attention_zoo.functional.masks import same_rank
 from attention_zoo.notation import Array, Float, checked
 
@@ -38,7 +38,7 @@ def general(
 
     With keys projected once, `k'_s = W k_s`, this is `dot(queries, k')`.
     """
-    return dot(queries, jnp.einsum("...sk,dk->...sd", keys, weight))
+    return dot(queries, project(keys, weight.T))
 
 
 @checked
@@ -95,8 +95,7 @@ def concat(
         raise ValueError(
             f"concat: weight has {weight.shape[1]} columns, queries and keys have {width} + {keys.shape[-1]} together"
         )
-    projected_queries = jnp.einsum("...tq,dq->...td", queries, weight[:, :width])
-    return additive(projected_queries, jnp.einsum("...sk,dk->...sd", keys, weight[:, width:]), energy)
+    return additive(project(queries, weight[:, :width].T), project(keys, weight[:, width:].T), energy)
 
 
 @checked
@@ -113,7 +112,8 @@ def location(queries: Float[Array, "*b T D"], weight: Float[Array, "D L"], size:
     """
     if size > weight.shape[1]:
         raise ValueError(f"location: {size} source positions, but the weight knows only {weight.shape[1]}")
-    return jnp.einsum("...td,ds->...ts", queries, weight[:, :size])
+    # All L columns, then the first S: a slice of the weight would not be the constant that `loop.scan` knows.
+    return project(queries, weight)[..., :size]
 
 
 @checked
@@ -122,11 +122,20 @@ def cosine(
 ) -> Float[Array, "*b T S"]:
     """Cosine score, `e_ts = beta q_t^T k_s / (||q_t|| ||k_s||)` (Graves 2014, eq. 5 and 6).
 
-    A vector of zeros has cosine zero with everything, and a zero gradient.
+    A vector of zeros has cosine zero with everything, and a zero gradient. With keys of length one, from `unit`
+    once per sequence, this is `beta dot(unit(queries), keys)`.
     """
-    return sharpness * dot(_unit(queries), _unit(keys))
+    queries = unit(queries)
+    return jnp.asarray(sharpness, queries.dtype) * dot(queries, unit(keys))
 
 
-def _unit(vectors: Array) -> Array:
+@checked
+def unit(vectors: Float[Array, "*b S D"]) -> Float[Array, "*b S D"]:
+    """Vectors of length one, `v / ||v||`; a vector of zeros stays one, and has a zero gradient.
+
+    >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+    Array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
+    """
     square = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     return jnp.where(square == 0, 0, vectors / jnp.sqrt(jnp.where(square == 0, 1, square)))

@@ -19,7 +19,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bridge": "backward",
     },
     # Luong 2015, section 4: 4 layers of 1000 LSTM units, 50,000 words, input feeding, dropout 0.2; the global
-    # attention with the general score.
+    # attention with the general score. (The paper also reverses the order of the source's words, section 4.1: that
+    # is the data's affair.)
     "luong_2015": {
         "source_vocabulary": 50_000,
         "target_vocabulary": 50_000,
@@ -37,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dropout": 0.2,
     },
     # JoeyNMT's model for its reverse task (configs/rnn_reverse.yaml): LSTM 64, embeddings 16, 50 integers and four
-    # special tokens.
+    # special tokens. Its decoder starts from zeros (`init_hidden: zero`); ours starts from the dense bridge.
     "joeynmt_reverse": {
         "source_vocabulary": 54,
         "target_vocabulary": 54,
@@ -48,6 +49,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "score": "general",
         "input_feeding": True,
         "dropout": 0.1,
+    },
+    # The models of experiments/dates_bahdanau.py and dates_luong.py, with the vocabularies of single dates.
+    "dates_small": {
+        "source_vocabulary": 159,
+        "target_vocabulary": 15,
+        "embedding": 48,
+        "encoder_units": 128,
+        "decoder_units": 128,
+        "attention": "bahdanau",
+        "score": "additive",
+    },
+    "dates_luong_small": {
+        "source_vocabulary": 159,
+        "target_vocabulary": 15,
+        "embedding": 48,
+        "encoder_units": 96,
+        "decoder_units": 192,
+        "attention": "luong",
+        "score": "general",
+        "input_feeding": True,
     },
     # The translator that `python -m benchmarks seq2seq` times.
     "translator": {

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype
 
 from attention_zoo.functional import scores
@@ -29,6 +30,8 @@ class Memory(NamedTuple):
 class Dot(nn.Module):
     """`e_ts = q_t^T k_s`; see `functional.scores.dot`."""
 
+    dtype: Dtype | None = None
+
     def remember(self, values: jax.Array) -> jax.Array:
         """The keys are the values."""
         return values
@@ -40,6 +43,8 @@ class Dot(nn.Module):
 
 class ScaledDot(nn.Module):
     """`e_ts = q_t^T k_s / sqrt(D)`; see `functional.scores.scaled_dot`."""
+
+    dtype: Dtype | None = None
 
     def remember(self, values: jax.Array) -> jax.Array:
         """The keys are the values."""
@@ -128,7 +133,7 @@ class Location(nn.Module):
         """Scores [..., T, S]; of the keys only their number counts."""
         shape = (queries.shape[-1], self.positions)
         weight = self.param("weight", nn.initializers.lecun_normal(), shape)
-        queries, weight = nn.dtypes.promote_dtype(queries, weight, dtype=self.dtype)
+        queries, weight = promote_dtype(queries, weight, dtype=self.dtype)
         return scores.location(queries, weight, keys.shape[-2])
 
     def remember(self, values: jax.Array) -> jax.Array:
@@ -150,18 +155,20 @@ class Cosine(nn.Module):
         self.sharpness = self.param("sharpness", nn.initializers.constant(10.0), ())
 
     def remember(self, values: jax.Array) -> jax.Array:
-        """The keys are the values."""
-        return values
+        """The keys are the values, brought to length one."""
+        return scores.unit(values)
 
     def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Scores [..., T, S]."""
-        return scores.cosine(self.query(queries), keys, self.sharpness.astype(keys.dtype))
+        queries = scores.unit(self.query(queries))
+        return self.sharpness.astype(queries.dtype) * scores.dot(queries, keys)
 
 
 class Attention(nn.Module):
     """Attention, `c_t = sum_s align(score(q_t, k_s)) v_s`: any score with any alignment.
 
-    score: a module with `remember(values) -> keys` and `score(queries, keys) -> scores [..., T, S]`.
+    score: a module with `remember(values) -> keys` and `score(queries, keys) -> scores [..., T, S]`; its `dtype` is
+    that of the whole computation, None for that of the arguments.
     alignment: `(scores, mask) -> weights [..., T, S]`. implementation: see `functional.attend.attend`.
 
     >>> attention = Attention(Additive(units=8))
@@ -180,19 +187,24 @@ class Attention(nn.Module):
     @checked
     def remember(self, values: Float[Array, "*b S V"], mask: Bool[Array, "*b S"] | None = None) -> Memory:
         """Projects the source once. mask: True = a real position, all of them by default."""
-        real = jnp.ones(values.shape[:-1], bool) if mask is None else mask
+        real = jnp.ones(values.shape[:-1], bool) if mask is None else jnp.asarray(mask)
+        (values,) = promote_dtype(values, dtype=self.score.dtype)
         return Memory(self.score.remember(values), values, real)
 
     def start(self, memory: Memory | None) -> Any:
         """The state before the first query; None where the mechanism has none."""
         return None
 
-    def __call__(self, queries: jax.Array, memory: Memory, state: Any = None) -> tuple[jax.Array, Alignment, Any]:
+    @checked
+    def __call__(
+        self, queries: Float[Array, "*#b T Q"], memory: Memory, state: Any = None
+    ) -> tuple[Float[jax.Array, "*b T V"], Alignment, Any]:
         """Attends for queries [..., T, Q]: context [..., T, V], the alignment, and the next state."""
+        queries, keys, values = promote_dtype(queries, memory.keys, memory.values, dtype=self.score.dtype)
         context, alignment = attend(
             queries,
-            memory.keys,
-            memory.values,
+            keys,
+            values,
             memory.mask[..., None, :],
             score=self.score,
             align=self.alignment,
@@ -200,9 +212,10 @@ class Attention(nn.Module):
         )
         return context, alignment, state
 
+    @checked
     def over(
-        self, queries: jax.Array, values: jax.Array, mask: jax.Array | None = None
-    ) -> tuple[jax.Array, Alignment, Any]:
+        self, queries: Float[Array, "*b T Q"], values: Float[Array, "*b S V"], mask: Bool[Array, "*b S"] | None = None
+    ) -> tuple[Float[jax.Array, "*b T V"], Alignment, Any]:
         """`remember` and call in one, for sources that are read once (and for `init`)."""
         memory = self.remember(values, mask)
         return self(queries, memory, self.start(memory))

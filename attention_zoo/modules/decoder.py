@@ -13,6 +13,7 @@ from attention_zoo.functional.recurrent import State
 from attention_zoo.modules.attention import Attention, Memory
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.recurrent import CELLS, RecurrentLayer
+from attention_zoo.notation import Array, Bool, Float, checked
 
 QUERIES = ("previous", "current")
 
@@ -70,12 +71,14 @@ class RecurrentDecoder(nn.Module):
 
     def start(self, layers: tuple[State, ...], memory: Memory | None) -> DecoderState:
         """The state before the first step, from the first state of each layer."""
+        layers = _in_dtype(layers, self.dtype)
         fed = jnp.zeros_like(layers[-1].hidden) if self.input_feeding else None
         return DecoderState(layers, fed, None if self.attention is None else self.attention.start(memory))
 
+    @checked
     def __call__(
-        self, inputs: jax.Array, memory: Memory | None, state: DecoderState, deterministic: bool = True
-    ) -> tuple[jax.Array, DecoderState, Alignment | None]:
+        self, inputs: Float[Array, "B T E"], memory: Memory | None, state: DecoderState, deterministic: bool = True
+    ) -> tuple[Float[jax.Array, "B T O"], DecoderState, Alignment | None]:
         """Takes T more steps.
 
         Args:
@@ -85,7 +88,11 @@ class RecurrentDecoder(nn.Module):
 
         Returns:
             features [B, T, ...], the state after the last step, and the alignment [B, T, S].
+
+        Raises:
+            ValueError: there is attention, but no memory to attend to.
         """
+        _check_rows(inputs, state.layers[0].hidden, state.fed, None if memory is None else memory.mask)
         if self.attention is None:
             hidden, layers = self._run(inputs, state.layers, deterministic)
             return hidden, state._replace(layers=layers), None
@@ -113,6 +120,9 @@ class RecurrentDecoder(nn.Module):
         if self.is_initializing():
             one(self, memory, deterministic, state, projected[0])  # makes the parameters that the loop then reads
         module, variables = self.unbind()
+        # Once, not in every step, where the copies would not be the constants that `scan` knows. Vectors are left:
+        # their gradients are summed step by step, in float32.
+        variables = jax.tree.map(lambda leaf: _in_dtype(leaf, self.dtype) if leaf.ndim > 1 else leaf, variables)
         random = not deterministic and self.dropout > 0
         keys = jax.random.split(self.make_rng("dropout"), len(projected)) if random else None
 
@@ -139,7 +149,9 @@ class RecurrentDecoder(nn.Module):
 
     def ask(self, queries: jax.Array, memory: Memory | None, state: Any) -> tuple[jax.Array, Alignment, Any]:
         """Attends for queries [..., T, D]."""
-        assert self.attention is not None and memory is not None
+        assert self.attention is not None
+        if memory is None:
+            raise ValueError("a decoder with attention needs a memory, from `attention.remember`; got None")
         return self.attention(queries, memory, state)
 
     def ask_once(self, query: jax.Array, memory: Memory | None, state: Any) -> tuple[jax.Array, Alignment, Any]:
@@ -153,6 +165,20 @@ class RecurrentDecoder(nn.Module):
     def _deep(self, before: jax.Array, inputs: jax.Array, context: jax.Array) -> jax.Array:
         # Each unit of the first half is paired with its like in the second: the paper's neighbours, reordered.
         return jnp.maximum(*jnp.split(self.combine(jnp.concatenate([before, inputs, context], -1)), 2, -1))
+
+
+def _in_dtype(tree: Any, dtype: Dtype | None) -> Any:
+    return tree if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+@checked
+def _check_rows(
+    inputs: Float[Array, "B T E"],
+    hidden: Float[Array, "B D"],
+    fed: Float[Array, "B D"] | None,
+    mask: Bool[Array, "B S"] | None,
+) -> None:
+    """The rows inside a state and a memory, which their annotations do not check."""
 
 
 def _previous(module, memory, deterministic, state, projected):  # type: ignore[no-untyped-def]

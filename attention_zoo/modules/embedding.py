@@ -6,6 +6,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from attention_zoo.functional.loop import project
+from attention_zoo.notation import Array, Float, Int, checked
 
 
 class Embedding(nn.Module):
@@ -22,16 +23,19 @@ class Embedding(nn.Module):
     def setup(self) -> None:
         self.embedding = self.param("embedding", self.initializer, (self.vocabulary, self.width))
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    @checked
+    def __call__(self, tokens: Int[Array, "*b"]) -> Float[jax.Array, "*b D"]:
         """Tokens [...] to vectors [..., D]."""
-        return self._matrix()[tokens]
+        return self.matrix()[tokens]
 
-    def attend(self, vectors: jax.Array) -> jax.Array:
+    @checked
+    def attend(self, vectors: Float[Array, "*b D"]) -> Float[jax.Array, "*b N"]:
         """Vectors [..., D] to logits [..., N], `E x` (tied output, Press and Wolf 2017)."""
-        vectors, matrix = nn.dtypes.promote_dtype(vectors, self._matrix(), dtype=self.dtype)
+        vectors, matrix = nn.dtypes.promote_dtype(vectors, self.matrix(), dtype=self.dtype)
         return project(vectors, matrix.T)
 
-    def _matrix(self) -> jax.Array:
+    def matrix(self) -> jax.Array:
+        """E in the dtype of the computation, [N, D]."""
         return self.embedding if self.dtype is None else self.embedding.astype(self.dtype)
 
 
@@ -44,6 +48,7 @@ class OneHotEmbedding(nn.Module):
     vocabulary: int
     dtype: Dtype | None = None
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    @checked
+    def __call__(self, tokens: Int[Array, "*b"]) -> Float[jax.Array, "*b N"]:
         """Tokens [...] to vectors [..., N]."""
         return jax.nn.one_hot(tokens, self.vocabulary, dtype=self.dtype or jnp.float32)

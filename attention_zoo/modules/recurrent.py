@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from attention_zoo.functional.loop import project
+from attention_zoo.functional.masks import within
 from attention_zoo.functional.recurrent import Cell, GRUState, LSTMState, State, gru_cell, lstm_cell, recur
 from attention_zoo.modules.dense import Dense
 from attention_zoo.notation import Array, Float, Int, checked
@@ -34,7 +35,7 @@ class RecurrentLayer(nn.Module):
         if self.cell not in CELLS:
             raise ValueError(f"cell is one of {', '.join(CELLS)}; got {self.cell!r}")
         gates = CELLS[self.cell][2] * self.units
-        # An LSTM adds its one bias in the loop, where that costs no pass over memory; a GRU's reset gate keeps two apart.
+        # An LSTM adds its one bias in the loop, where that costs no pass over memory; a GRU's reset gate keeps two.
         self.input = Dense(gates, use_bias=self.cell == "gru", dtype=self.dtype)
         self.recurrent = self.param("recurrent", nn.initializers.orthogonal(), (self.units, gates))
         bias_init = _forget_one if self.cell == "lstm" else nn.initializers.zeros
@@ -45,16 +46,22 @@ class RecurrentLayer(nn.Module):
         return self.input(inputs)
 
     def step(self, projected: jax.Array, state: State) -> State:
-        """One step from a projected input [..., G]."""
+        """One step from a projected input [..., G]; the state is in its dtype too."""
         return CELLS[self.cell][0](projected, project(state.hidden, *self._recurrent(projected.dtype)), state)
 
-    def run(self, projected: jax.Array, state: State, lengths: jax.Array | None = None) -> tuple[jax.Array, State]:
+    @checked
+    def run(
+        self, projected: Float[Array, "S *b G"], state: State, lengths: Int[Array, "*b"] | None = None
+    ) -> tuple[Float[jax.Array, "S *b D"], State]:
         """All steps from projected inputs, time first: outputs [S, ..., D] and the last state."""
         kernel, bias = self._recurrent(projected.dtype)
-        cell = CELLS[self.cell][0]
-        return recur(cell, projected, kernel, bias, state, lengths, reverse=self.reverse)
+        state = jax.tree.map(lambda leaf: leaf.astype(projected.dtype), state)
+        return recur(CELLS[self.cell][0], projected, kernel, bias, state, lengths, reverse=self.reverse)
 
-    def __call__(self, inputs: jax.Array, lengths: jax.Array | None = None) -> tuple[jax.Array, State]:
+    @checked
+    def __call__(
+        self, inputs: Float[Array, "S *b I"], lengths: Int[Array, "*b"] | None = None
+    ) -> tuple[Float[jax.Array, "S *b D"], State]:
         """Inputs [S, ..., I], time first, from a state of zeros: outputs [S, ..., D] and the last state."""
         projected = self.project(inputs)
         return self.run(projected, self.zeros(projected.shape[1:-1], projected.dtype), lengths)
@@ -72,7 +79,7 @@ class RecurrentEncoder(nn.Module):
     """A stack of recurrent layers over the source, uni- or bidirectional (Schuster 1997; Bahdanau 2014, 3.2).
 
     units: D, of each direction. layers: how many. dropout: on the inputs of every layer but the first.
-    residual: add a layer's input to its output where the widths agree.
+    residual: add a layer's input, as it was before dropout, to its output where the widths agree.
     """
 
     units: int
@@ -100,11 +107,13 @@ class RecurrentEncoder(nn.Module):
             last state of each layer, both directions joined in the same way.
         """
         outputs, finals = jnp.moveaxis(inputs, -2, 0), []
+        real = jnp.moveaxis(within(lengths, inputs.shape[-2]), -1, 0)[..., None]
         for number in range(self.layers):
-            before = self.drop(outputs, deterministic=deterministic) if number else outputs
-            outputs, final = self._layer(number, before, lengths)
+            before = outputs
+            dropped = self.drop(before, deterministic=deterministic) if number else before
+            outputs, final = self._layer(number, dropped, lengths)
             if self.residual and outputs.shape == before.shape:
-                outputs = outputs + before
+                outputs = outputs + jnp.where(real, before, 0).astype(outputs.dtype)
             finals.append(final)
         return jnp.moveaxis(outputs, 0, -2), tuple(finals)
 

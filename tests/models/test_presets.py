@@ -44,6 +44,19 @@ def joeynmt_reverse():
     return 2 * words * e + 2 * lstm(e, n) + decoder + words * (n + 1)
 
 
+def dates_small():
+    source, target, e, n = 159, 15, 48, 128
+    decoder = lstm(e + 2 * n, n) + additive(n, 2 * n, n) + 2 * n * (2 * n + 1)  # and the bridge to h and c
+    readout = n * (n + e + 2 * n + 1) + target * (n // 2 + 1)
+    return (source + target) * e + 2 * lstm(e, n) + decoder + readout
+
+
+def dates_luong_small():
+    source, target, e, n = 159, 15, 48, 192  # n: the decoder's units, twice those of a direction of the encoder
+    decoder = lstm(e + n, n) + n * n + n * 2 * n + 2 * n * (n + 1)  # W_a, W_c, the bridge to h and c
+    return (source + target) * e + 2 * lstm(e, n // 2) + decoder + target * (n + 1)
+
+
 def translator():
     words, e, n = 8000, 256, 512
     decoder = lstm(e + 2 * n, n) + additive(n, 2 * n, n) + 2 * n * (2 * n + 1)
@@ -51,7 +64,8 @@ def translator():
     return 2 * words * e + 2 * lstm(e, n) + decoder + readout
 
 
-COUNTS = {count.__name__: count for count in (bahdanau_2014, luong_2015, joeynmt_reverse, translator)}
+PAPERS = (bahdanau_2014, luong_2015, joeynmt_reverse, dates_small, dates_luong_small, translator)
+COUNTS = {count.__name__: count for count in PAPERS}
 
 
 def test_every_preset_is_counted():
