@@ -1,0 +1,231 @@
+"""The recurrent decoder against a plain loop over the steps, which knows nothing of the package."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from attention_zoo.functional.masks import within
+from attention_zoo.functional.recurrent import GRUState, LSTMState
+from attention_zoo.modules import Additive, Attention, Cosine, General, Location, RecurrentDecoder, decoder
+
+B, T, S, E, V, A = 2, 3, 5, 7, 11, 13
+D = 6  # even, for the deep output
+MASK = within(np.array([S, 3]), S)
+STATES = {"lstm": LSTMState, "gru": GRUState}
+TIMINGS = {
+    "previous": {"query": "previous"},
+    "current": {"query": "current"},
+    "feeding": {"query": "current", "input_feeding": True},
+}
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng((seed, *shape)).normal(size=shape)
+
+
+def make(timing: str, cell: str = "lstm", layers: int = 1, score=None, **fields):
+    """A decoder, random parameters for it, and the arrays that it reads."""
+    score = score or (Additive(A) if timing == "previous" else General(D))
+    model = RecurrentDecoder(D, Attention(score), layers, cell, **TIMINGS[timing], **fields)
+    states = tuple(
+        STATES[cell](*(draw(B, D, seed=2 * number + part) for part in range(len(STATES[cell]._fields))))
+        for number in range(layers)
+    )
+    arrays = {"inputs": draw(B, T, E), "values": draw(B, S, V), "states": states}
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), arrays, method=run))
+    leaves, structure = jax.tree.flatten(shapes)
+    return model, structure.unflatten([0.6 * draw(*leaf.shape, seed=n) for n, leaf in enumerate(leaves)]), arrays
+
+
+def run(model, arrays, deterministic=True):
+    """Features, alignment and last states of a decoder on its arrays."""
+    memory = model.attention.remember(arrays["values"], MASK)
+    features, state, alignment = model(arrays["inputs"], memory, model.start(arrays["states"], memory), deterministic)
+    return features, alignment.weights, state.layers
+
+
+def affine(p, x):
+    return x @ p["kernel"] + (p["bias"][None] if "bias" in p else 0)
+
+
+def lstm(p, x, h, c):
+    i, f, g, o = jnp.split(x + h @ p["recurrent"] + p["recurrent_bias"][None], 4, axis=1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(c), c)
+
+
+def gru(p, x, h):
+    xs, hs = (jnp.split(half, 3, axis=1) for half in (x, h @ p["recurrent"] + p["recurrent_bias"][None]))
+    r, z = (jax.nn.sigmoid(xs[gate] + hs[gate]) for gate in (0, 1))
+    return GRUState((1 - z) * jnp.tanh(xs[2] + r * hs[2]) + z * h)
+
+
+def look(p, query, values):
+    """Context and weights for one query: additive where the score has an energy, general otherwise."""
+    if "energy" in p:
+        hidden = jnp.tanh(affine(p["query"], query)[:, None] + values @ p["key"]["kernel"])
+        scores = jnp.sum(hidden * p["energy"][None, None], axis=2)
+    else:
+        scores = jnp.sum(query[:, None] * (values @ p["key"]["kernel"]), axis=2)
+    weights = jax.nn.softmax(jnp.where(MASK, scores, -jnp.inf), axis=1)
+    return jnp.sum(weights[:, :, None] * values, axis=1), weights
+
+
+def plain(timing, cell, p, arrays):
+    """The papers' steps one after another: Bahdanau 2014, A.2.2; Luong 2015, section 3."""
+    states, fed, features, alignment = list(arrays["states"]), jnp.zeros((B, D)), [], []
+    ask = partial(look, p["attention"]["score"], values=arrays["values"])
+    for t in range(T):
+        y, before = arrays["inputs"][:, t], states[-1].hidden
+        x = affine(p["stack_0"]["input"], y)
+        if timing == "previous":
+            context, weights = ask(before)
+            x = x + affine(p["enter"], context)
+        elif timing == "feeding":
+            x = x + affine(p["enter"], fed)
+        for number, state in enumerate(states):
+            layer = p[f"stack_{number}"]
+            x = affine(layer["input"], states[number - 1].hidden) if number else x
+            states[number] = {"lstm": lstm, "gru": gru}[cell](layer, x, *state)
+        if timing == "previous":
+            pairs = affine(p["combine"], jnp.concatenate([before, y, context], axis=1))
+            feature = jnp.maximum(pairs[:, : D // 2], pairs[:, D // 2 :])
+        else:
+            context, weights = ask(states[-1].hidden)
+            feature = fed = jnp.tanh(affine(p["combine"], jnp.concatenate([context, states[-1].hidden], axis=1)))
+        features.append(feature)
+        alignment.append(weights)
+    return jnp.stack(features, 1), jnp.stack(alignment, 1), tuple(states)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", STATES)
+@pytest.mark.parametrize("timing", TIMINGS)
+def test_results_and_all_gradients_equal_the_plain_loop(timing, cell, layers, float64):
+    model, variables, arrays = make(timing, cell, layers)
+    expected, pull_back = jax.vjp(partial(plain, timing, cell), variables["params"], arrays)
+    cotangents = jax.tree.map(lambda leaf: draw(*leaf.shape, seed=9), expected)
+
+    @jax.jit
+    def ours(parameters, arrays):
+        found, pull_back = jax.vjp(lambda p, a: model.apply({"params": p}, a, method=run), parameters, arrays)
+        return found, pull_back(cotangents)
+
+    found, gradients = ours(variables["params"], arrays)
+    assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients)) > 1e-4
+    compare = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
+    jax.tree.map(compare, found, expected)
+    jax.tree.map(compare, gradients, pull_back(cotangents))
+
+
+def test_feeding_through_a_matrix_of_zeros_is_no_feeding():
+    model, variables, arrays = make("feeding")
+    parameters = variables["params"] | {"enter": jax.tree.map(np.zeros_like, variables["params"]["enter"])}
+    call = jax.jit(lambda model, p: model.apply({"params": p}, arrays, method=run), static_argnums=0)
+    without = model.clone(input_feeding=False)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, call(model, parameters), call(without, parameters))
+    assert np.abs(call(model, variables["params"])[0] - call(model, parameters)[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("timing", TIMINGS)
+def test_dropout_differs_between_steps_and_leaves_the_first_input_alone(timing):
+    model, variables, arrays = make(timing, "gru", 2, dropout=0.5)
+    # The first layer keeps its state for ever, and the second forgets its own: what differs from step to step is then
+    # what dropout hides of a constant input, and the features cannot see the steps in another way.
+    parameters = jax.tree.map(np.zeros_like, variables["params"])
+    parameters["stack_0"]["recurrent_bias"][D : 2 * D] = 50
+    parameters["stack_1"]["recurrent_bias"][D : 2 * D] = -50
+    parameters["stack_1"]["input"]["kernel"] = variables["params"]["stack_1"]["input"]["kernel"]
+    parameters["combine"] = variables["params"]["combine"]
+    arrays["inputs"][:] = arrays["inputs"][:, :1]
+
+    @partial(jax.jit, static_argnums=1)
+    def call(parameters, deterministic):
+        rngs = {"dropout": jax.random.key(3)}
+        return model.apply({"params": parameters}, arrays, deterministic, method=run, rngs=rngs)
+
+    dry, wet = call(parameters, True), call(parameters, False)
+    # With "previous" the first feature sees the first state alone.
+    np.testing.assert_allclose(dry[0][:, 1], dry[0][:, 2], atol=1e-6)
+    assert np.abs(wet[0][:, 1] - wet[0][:, 2]).max() > 1e-3
+    # With every parameter in use, but nothing attended in the cell, the first layer's states are those without dropout.
+    parameters = variables["params"] | {"enter": jax.tree.map(np.zeros_like, parameters.get("enter"))}
+    (first, second), (dry_first, dry_second) = call(parameters, False)[2], call(parameters, True)[2]
+    np.testing.assert_allclose(first.hidden, dry_first.hidden, atol=1e-6)
+    assert np.abs(second.hidden - dry_second.hidden).max() > 1e-3
+
+
+def carried(jaxpr) -> set[tuple[int, ...]]:
+    """The shapes of all that the scans in a jaxpr carry from step to step."""
+    found = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            first, count = equation.params["num_consts"], equation.params["num_carry"]
+            found |= {variable.aval.shape for variable in equation.invars[first : first + count]}
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            found |= carried(inner) if hasattr(inner, "eqns") else set()
+    return found
+
+
+def sums_of_kernels(dtype, timing, score) -> set[tuple[int, ...]]:
+    model, variables, arrays = make(timing, layers=2, score=score.clone(dtype=dtype), dtype=dtype)
+    variables, arrays = jax.tree.map(jnp.float32, (variables, arrays))
+    loss = lambda *arguments: sum(  # noqa: E731
+        leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(model.apply(*arguments, method=run))
+    )
+    gradient = jax.make_jaxpr(jax.grad(loss))(variables, arrays)
+    return carried(gradient.jaxpr) & {leaf.shape for leaf in jax.tree.leaves(variables) if leaf.ndim == 2}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("score", [Additive(A), General(D), Cosine(V), Location(17)], ids=["add", "gen", "cos", "loc"])
+@pytest.mark.parametrize("timing", ["previous", "feeding"])
+def test_no_sum_of_kernels_is_carried_backwards(timing, score, dtype, monkeypatch):
+    assert not sums_of_kernels(dtype, timing, score)
+    monkeypatch.setattr(decoder, "scan", lambda step, constants, *rest: jax.lax.scan(partial(step, constants), *rest))
+    assert len(sums_of_kernels(dtype, timing, score)) >= 2  # what it finds where there is something to find
+
+
+def test_states_and_sources_in_float32_are_brought_to_the_dtype():
+    for timing in TIMINGS:
+        score = (Additive if timing == "previous" else General)(D, dtype=jnp.bfloat16)
+        model, variables, arrays = make(timing, score=score, dtype=jnp.bfloat16)
+        results = jax.eval_shape(lambda v, a, model=model: model.apply(v, a, method=run), variables, arrays)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(results)} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("timing", TIMINGS)
+def test_a_missing_memory_is_refused(timing):
+    model, variables, arrays = make(timing)
+    state = model.apply(variables, arrays["states"], None, method="start")
+    with pytest.raises(ValueError, match="needs a memory, from `attention.remember`; got None"):
+        model.apply(variables, arrays["inputs"], None, state)
+
+
+def test_inputs_of_fewer_rows_than_the_state_are_refused():
+    model, variables, arrays = make("feeding")
+    remember = lambda model, *source: model.attention.remember(*source)  # noqa: E731
+    memory = model.apply(variables, arrays["values"], MASK, method=remember)
+    state = model.apply(variables, arrays["states"], memory, method="start")
+    with pytest.raises(TypeCheckError, match="parameter 'hidden'"):
+        model.apply(variables, arrays["inputs"][:1], memory, state)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"query": "next"}, "query is one of previous, current; got 'next'"),
+        ({"query": "previous", "input_feeding": True}, "needs attention with query 'current'"),
+        ({"attention": None, "input_feeding": True}, "needs attention with query 'current'"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(fields, sentence):
+    model, variables, arrays = make("current")
+    with pytest.raises(ValueError, match=sentence):
+        model.clone(**fields).apply(variables, arrays["states"], None, method="start")
