@@ -204,7 +204,7 @@ def test_states_and_sources_in_float32_are_brought_to_the_dtype():
 def test_a_missing_memory_is_refused(timing):
     model, variables, arrays = make(timing)
     state = model.apply(variables, arrays["states"], None, method="start")
-    with pytest.raises(ValueError, match="needs a memory, from `attention.remember`; got None"):
+    with pytest.raises(ValueError, match=r"needs a memory, from `attention\.remember`; got None"):
         model.apply(variables, arrays["inputs"], None, state)
 
 
