@@ -6,7 +6,10 @@ attention inside the scan, and optax's cross-entropy; both have the same weights
 the same norm of the gradient.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,7 +18,6 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from attention_zoo.functional.losses import cross_entropy
 from attention_zoo.functional.masks import within
 from attention_zoo.models import Seq2Seq, seq2seq
 from benchmarks.harness import Contestant, Row, compare
@@ -35,11 +37,14 @@ SIZES = {
     "paper": {"batch": 64, "steps": 30, "fields": {}},
 }
 
+FIELDS = ("source_vocabulary", "target_vocabulary", "embedding", "encoder_units", "decoder_units")
+
 
 class PlainCell(nn.Module):
     """Bahdanau's step as one would write it first: everything inside the scan."""
 
     units: int
+    vocabulary: int | None
 
     @nn.compact
     def __call__(self, carry, embedded, keys, values, mask):  # type: ignore[no-untyped-def]
@@ -49,17 +54,31 @@ class PlainCell(nn.Module):
         weights = jax.nn.softmax(jnp.where(mask, energies, -jnp.inf))
         context = jnp.einsum("bs,bsv->bv", weights, values)
         carry, _ = nn.OptimizedLSTMCell(self.units, name="lstm")(carry, jnp.concatenate([embedded, context], -1))
-        return carry, (hidden, context)
+        readout = jnp.concatenate([hidden, embedded, context], -1)
+        return carry, readout if self.vocabulary is None else PlainReadout(self.units, self.vocabulary)(readout)
+
+
+class PlainReadout(nn.Module):
+    """Bahdanau's deep output and the output layer."""
+
+    units: int
+    vocabulary: int
+
+    @nn.compact
+    def __call__(self, inputs):  # type: ignore[no-untyped-def]
+        pairs = nn.Dense(self.units, name="pairs")(inputs)
+        return nn.Dense(self.vocabulary, name="output")(jnp.maximum(*jnp.split(pairs, 2, -1)))
 
 
 class PlainTranslator(nn.Module):
-    """The benchmark's model in plain flax.linen."""
+    """The model in plain flax.linen; its output layer in the scan, as in Flax's own seq2seq example, or after it."""
 
-    model: Seq2Seq
+    sizes: Mapping[str, int]
+    output_in_scan: bool
 
     @nn.compact
     def __call__(self, source, lengths, targets):  # type: ignore[no-untyped-def]
-        sizes = self.model
+        sizes = SimpleNamespace(**self.sizes)
         embedded = nn.Embed(sizes.source_vocabulary, sizes.embedding, name="source")(source)
         forward, backward = (nn.RNN(nn.OptimizedLSTMCell(sizes.encoder_units), return_carry=True) for _ in range(2))
         carries, values = nn.Bidirectional(forward, backward, return_carry=True)(embedded, seq_lengths=lengths)
@@ -70,10 +89,11 @@ class PlainTranslator(nn.Module):
         inputs = nn.Embed(sizes.target_vocabulary, sizes.embedding, name="target")(targets)
         scan = nn.scan(PlainCell, variable_broadcast="params", split_rngs={"params": False},
                        in_axes=(1, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=1)  # fmt: skip
-        cell = scan(sizes.decoder_units, name="cell")
-        _, (before, contexts) = cell((memory, hidden), inputs, keys, values, mask)
-        pairs = nn.Dense(sizes.decoder_units, name="pairs")(jnp.concatenate([before, inputs, contexts], -1))
-        return nn.Dense(sizes.target_vocabulary, name="output")(jnp.maximum(*jnp.split(pairs, 2, -1)))
+        cell = scan(sizes.decoder_units, sizes.target_vocabulary if self.output_in_scan else None, name="cell")
+        _, outputs = cell((memory, hidden), inputs, keys, values, mask)
+        if self.output_in_scan:
+            return outputs
+        return PlainReadout(sizes.decoder_units, sizes.target_vocabulary)(outputs)
 
 
 def benchmark(size: str = "paper", repetitions: int = 15) -> list[Row]:
@@ -82,15 +102,11 @@ def benchmark(size: str = "paper", repetitions: int = 15) -> list[Row]:
     model = seq2seq("translator", **setting["fields"])
     batch = _batch(model, setting["batch"], setting["steps"])
     params = jax.jit(model.init)(jax.random.key(0), *batch[:3])["params"]
-    plain = PlainTranslator(model)
     optimizer = optax.adam(1e-3)
-    ours = _step(lambda params, *inputs: model.apply({"params": params}, *inputs)[0], _our_loss, optimizer)
-    theirs = _step(lambda params, *inputs: plain.apply({"params": params}, *inputs), _plain_loss, optimizer)
-    plain_params = to_plain(params)
-    contestants = [
-        Contestant("attention_zoo", ours, (params, optimizer.init(params), *batch), itemgetter(0)),
-        Contestant("flax.linen", theirs, (plain_params, optimizer.init(plain_params), *batch), itemgetter(0)),
-    ]
+    contestants = [_contestant("attention_zoo", partial(_our_loss, model), params, optimizer, batch)]
+    for name, in_scan in (("flax.linen", True), ("flax.linen, output layer after the scan", False)):
+        plain = PlainTranslator({field: getattr(model, field) for field in FIELDS}, in_scan)
+        contestants.append(_contestant(name, partial(_plain_loss, plain), to_plain(params, in_scan), optimizer, batch))
     case = f"B{setting['batch']} S{setting['steps']} T{setting['steps']} N{model.target_vocabulary}"
     return compare("seq2seq", case, "forward+gradient", contestants, tolerance=1e-5, repetitions=repetitions)
 
@@ -104,34 +120,42 @@ def _batch(model: Seq2Seq, size: int, steps: int) -> tuple[jax.Array, ...]:
     return tuple(map(jnp.int32, (source, source_lengths, inputs, target, target_lengths)))
 
 
-def _step(apply, loss, optimizer):  # type: ignore[no-untyped-def]
-    def step(params, state, source, source_lengths, inputs, target, target_lengths):  # type: ignore[no-untyped-def]
-        def of(params):  # type: ignore[no-untyped-def]
-            return loss(apply(params, source, source_lengths, inputs), target, target_lengths)
+def _contestant(
+    name: str, loss: Callable[..., jax.Array], params: Any, optimizer: optax.GradientTransformation, batch: Any
+) -> Contestant:
+    """A training step: the loss, its gradient and an update; compared by the loss and the gradient's norm."""
 
-        value, gradient = jax.value_and_grad(of)(params)
+    def step(params: Any, state: Any, *batch: jax.Array) -> Any:
+        value, gradient = jax.value_and_grad(loss)(params, *batch)
         updates, state = optimizer.update(gradient, state)
-        norm = optax.tree.norm(gradient)
-        return {"loss": value, "gradient_norm": norm}, optax.apply_updates(params, updates), state
+        compared = {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
+        return compared, optax.apply_updates(params, updates), state
 
-    return step
-
-
-def _our_loss(logits: jax.Array, target: jax.Array, lengths: jax.Array) -> jax.Array:
-    return cross_entropy(logits, target, within(lengths, target.shape[1]))
+    return Contestant(name, step, (params, optimizer.init(params), *batch), itemgetter(0))
 
 
-def _plain_loss(logits: jax.Array, target: jax.Array, lengths: jax.Array) -> jax.Array:
+def _our_loss(
+    model: Seq2Seq, params: Any, source: Any, lengths: Any, inputs: Any, target: Any, target_lengths: Any
+) -> Any:
+    mask = within(target_lengths, target.shape[1])
+    return model.apply({"params": params}, source, lengths, inputs, target, mask, method="loss")[0]
+
+
+def _plain_loss(
+    model: PlainTranslator, params: Any, source: Any, lengths: Any, inputs: Any, target: Any, target_lengths: Any
+) -> Any:
+    logits = model.apply({"params": params}, source, lengths, inputs)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-    mask = jnp.arange(target.shape[1])[None] < lengths[:, None]
+    mask = jnp.arange(target.shape[1])[None] < target_lengths[:, None]
     return jnp.where(mask, losses, 0).sum() / mask.sum()
 
 
-def to_plain(params: Any) -> Any:
+def to_plain(params: Any, output_in_scan: bool) -> Any:
     """The same weights under flax.linen's names."""
     encoder, decoder = params["encoder"], params["decoder"]
     score, first = decoder["attention"]["score"], decoder["stack_0"]
     kernel = jnp.concatenate([first["input"]["kernel"], decoder["enter"]["kernel"]])
+    readout = {"pairs": decoder["combine"], "output": params["output"]}
     return {
         "source": params["source_embedding"],
         "target": params["target_embedding"],
@@ -139,13 +163,13 @@ def to_plain(params: Any) -> Any:
         "OptimizedLSTMCell_1": _plain_lstm(encoder["backward_layers_0"]),
         "keys": score["key"],
         "bridge": params["bridges_0"],
+        **({} if output_in_scan else {"PlainReadout_0": readout}),
         "cell": {
+            **({"PlainReadout_0": readout} if output_in_scan else {}),
             "query": score["query"],
             "energy": {"kernel": score["energy"][:, None]},
             "lstm": _plain_lstm({**first, "input": {**first["input"], "kernel": kernel}}),
         },
-        "pairs": decoder["combine"],
-        "output": params["output"],
     }
 
 

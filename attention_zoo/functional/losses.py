@@ -1,5 +1,8 @@
 """Losses of token sequences, divided by the number of real tokens, never by the padded size."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -41,3 +44,110 @@ def cross_entropy(
     smoothed = token if label_smoothing == 0 else (1 - label_smoothing) * token + label_smoothing * wide.mean(-1)
     losses = jax.nn.logsumexp(wide, axis=-1) - smoothed
     return jnp.sum(losses, where=mask) / jnp.maximum(mask.sum(), 1)
+
+
+@checked
+def projected_cross_entropy(
+    features: Float[Array, "B T D"],
+    kernel: Float[Array, "D N"],
+    bias: Float[Array, " N"] | None,
+    targets: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    label_smoothing: float = 0.0,
+    rows: int = 512,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`cross_entropy` of the logits `x_t W + b`, which never exist whole: a few steps at a time.
+
+    Equal to `cross_entropy(features @ kernel + bias, ...)` up to rounding. When it is differentiated, each slice's
+    share of the gradient is formed while its logits are at hand, so nothing is computed twice and the largest
+    temporary is `rows` rows of logits. Reverse mode only, as with any `jax.custom_vjp`.
+
+    Args:
+        features: what the output layer sees, [B, T, D].
+        kernel: of the output layer, [D, N]; bias: [N], or None.
+        targets, mask, label_smoothing: as in `cross_entropy`.
+        rows: about how many of the B x T rows are taken at a time; whole steps of the batch, at least one.
+
+    Returns:
+        the loss, and the share of the real tokens that no other is more probable than (not differentiable).
+
+    Raises:
+        ValueError: label_smoothing is outside [0, 1), or rows is below 1.
+    """
+    if not 0 <= label_smoothing < 1 or rows < 1:
+        raise ValueError(
+            f"projected_cross_entropy: label_smoothing lies in [0, 1) and rows is at least 1; "
+            f"got {label_smoothing} and {rows}"
+        )
+    bias = jnp.zeros_like(kernel[0]) if bias is None else bias
+    loss, right = _projected(label_smoothing, rows, features, kernel, bias, targets, mask)
+    return loss, jax.lax.stop_gradient(right)
+
+
+def _slices(array: jax.Array, rows: int) -> jax.Array:
+    """[B, T, ...] to [slices, B, steps, ...], about `rows` rows each, the last one filled up with zeros."""
+    batch, steps = array.shape[:2]
+    count = max(1, min(steps, -(-batch * steps // rows)))
+    each = -(-steps // count)
+    padded = jnp.pad(array, ((0, 0), (0, each * count - steps), *[(0, 0)] * (array.ndim - 2)))
+    return jnp.moveaxis(padded.reshape(batch, count, each, *array.shape[2:]), 1, 0)
+
+
+def _slice(smoothing: float, kernel: Any, bias: Any, features: Any, targets: Any, mask: Any) -> tuple[Any, ...]:
+    """Sums of one slice: loss and right tokens; and the logits' gradient of the summed loss, [B, t, N]."""
+    logits = (features.reshape(-1, features.shape[-1]) @ kernel + bias[None]).reshape(*mask.shape, -1)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    top = logits.max(-1, keepdims=True)
+    exponentials = jnp.exp(logits - top)
+    total = exponentials.sum(-1, keepdims=True)
+    token = jnp.take_along_axis(logits, jnp.where(mask, targets, 0)[..., None], axis=-1)
+    smoothed = token if smoothing == 0 else (1 - smoothing) * token + smoothing * logits.mean(-1, keepdims=True)
+    losses = jnp.log(total) + top - smoothed
+    real = mask[..., None]
+    chosen = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
+    gradient = exponentials * jnp.where(real, 1 / total, 0) - jnp.where(chosen & real, 1 - smoothing, 0)
+    if smoothing:
+        gradient -= jnp.where(real, smoothing / logits.shape[-1], 0)
+    return jnp.sum(losses, where=real), jnp.sum(token == top, where=real, dtype=jnp.int32), gradient
+
+
+def _nothing(features: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sums of loss and right tokens before the first slice."""
+    return jnp.zeros((), jnp.promote_types(features.dtype, jnp.float32)), jnp.zeros((), jnp.int32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _projected(
+    smoothing: float, rows: int, features: Any, kernel: Any, bias: Any, targets: Any, mask: Any
+) -> tuple[Any, Any]:
+    def step(sums: Any, slices: Any) -> Any:
+        loss, right, _ = _slice(smoothing, kernel, bias, *slices)
+        return (sums[0] + loss, sums[1] + right), None
+
+    sums, _ = jax.lax.scan(step, _nothing(features), [_slices(array, rows) for array in (features, targets, mask)])
+    count = jnp.maximum(mask.sum(), 1)
+    return sums[0] / count, sums[1] / count
+
+
+def _projected_forward(
+    smoothing: float, rows: int, features: Any, kernel: Any, bias: Any, targets: Any, mask: Any
+) -> tuple[Any, Any]:
+    def step(sums: Any, slices: Any) -> Any:
+        loss, right, d_logits = _slice(smoothing, kernel, bias, *slices)
+        flat, x = d_logits.reshape(-1, kernel.shape[1]).astype(kernel.dtype), slices[0].reshape(-1, kernel.shape[0])
+        added = (sums[0] + loss, sums[1] + right, sums[2] + x.T @ flat, sums[3] + flat.sum(0))
+        return added, (flat @ kernel.T).reshape(slices[0].shape)
+
+    zeros = (*_nothing(features), jnp.zeros_like(kernel), jnp.zeros_like(bias))
+    sums, d_features = jax.lax.scan(step, zeros, [_slices(array, rows) for array in (features, targets, mask)])
+    d_features = jnp.moveaxis(d_features, 0, 1).reshape(len(features), -1, features.shape[-1])
+    count = jnp.maximum(mask.sum(), 1)
+    return (sums[0] / count, sums[1] / count), (d_features[:, : features.shape[1]], sums[2], sums[3], count)
+
+
+def _projected_backward(smoothing: float, rows: int, residuals: Any, gradients: Any) -> tuple[Any, ...]:
+    *sums, count = residuals
+    return *(share * (gradients[0] / count).astype(share.dtype) for share in sums), None, None
+
+
+_projected.defvjp(_projected_forward, _projected_backward)

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from attention_zoo.functional.alignment import Alignment
+from attention_zoo.functional.losses import projected_cross_entropy
 from attention_zoo.functional.masks import within
 from attention_zoo.functional.recurrent import State
 from attention_zoo.modules.attention import (
@@ -135,9 +136,7 @@ class Seq2Seq(nn.Module):
         return logits, alignment
 
     @checked
-    def start(
-        self, source: Int[Array, "B S"], source_lengths: Int[Array, "B"], deterministic: bool = True
-    ) -> Cache:
+    def start(self, source: Int[Array, "B S"], source_lengths: Int[Array, "B"], deterministic: bool = True) -> Cache:
         """Reads the sources once: the cache before the first target token."""
         embedded = self.drop(self.source_embedding(source), deterministic=deterministic)
         annotations, finals = self.encoder(embedded, source_lengths, deterministic)
@@ -152,21 +151,38 @@ class Seq2Seq(nn.Module):
         self, cache: Cache, tokens: Int[Array, "B T"], deterministic: bool = True
     ) -> tuple[Float[jax.Array, "B T N"], Cache, Alignment | None]:
         """Takes the next tokens [B, T], any number of them: logits [B, T, N], the new cache, the alignment."""
-        inputs = self.drop(self.target_embedding(tokens), deterministic=deterministic)
-        if cache.context is not None:
-            fixed = jnp.broadcast_to(cache.context[:, None], (*tokens.shape, cache.context.shape[-1]))
-            inputs = jnp.concatenate([inputs, fixed], -1)
-        features, decoder, alignment = self.decoder(inputs, cache.memory, cache.decoder, deterministic)
-        features = self.drop(features, deterministic=deterministic)
-        return self._logits(features), cache._replace(decoder=decoder), alignment
+        features, decoder, alignment = self._features(cache, tokens, deterministic)
+        logits = self.target_embedding.attend(features) if self.tied else self.output(features)
+        return logits, cache._replace(decoder=decoder), alignment
 
     @checked
-    def step(
-        self, cache: Cache, tokens: Int[Array, "B"]
-    ) -> tuple[Float[jax.Array, "B N"], Cache, Alignment | None]:
+    def step(self, cache: Cache, tokens: Int[Array, "B"]) -> tuple[Float[jax.Array, "B N"], Cache, Alignment | None]:
         """Takes one token a row, [B]: logits [B, N], the new cache, the alignment [B, S]; for `functional.search`."""
         logits, cache, alignment = self.extend(cache, tokens[:, None])
         return logits[:, 0], cache, jax.tree.map(lambda steps: steps[:, 0], alignment)
+
+    def loss(
+        self,
+        source: jax.Array,
+        source_lengths: jax.Array,
+        target_inputs: jax.Array,
+        targets: jax.Array,
+        mask: jax.Array,
+        label_smoothing: float = 0.0,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Loss and token accuracy of targets [B, T] by teacher forcing, without ever holding all logits.
+
+        Equal to `losses.cross_entropy` of the logits that the call gives; see `losses.projected_cross_entropy`.
+        """
+        cache = self.start(source, source_lengths, deterministic)
+        features, _, _ = self._features(cache, target_inputs, deterministic)
+        if self.tied:
+            kernel, bias = self.target_embedding.matrix().T, None
+        else:
+            output = self.output.variables["params"]
+            kernel, bias = output["kernel"].astype(features.dtype), output["bias"].astype(features.dtype)
+        return projected_cross_entropy(features, kernel, bias, targets, mask, label_smoothing)
 
     def _embedding(self, vocabulary: int) -> nn.Module:
         if self.one_hot:
@@ -181,10 +197,17 @@ class Seq2Seq(nn.Module):
         kind = type(finals[-1])
         return tuple(kind(*jnp.split(jnp.tanh(bridge(source)), len(kind._fields), -1)) for bridge in self.bridges)
 
-    def _logits(self, features: jax.Array) -> jax.Array:
-        if self.tied:
-            return self.target_embedding.attend(self.to_embedding(features))
-        return self.output(features)
+    def _features(
+        self, cache: Cache, tokens: jax.Array, deterministic: bool
+    ) -> tuple[jax.Array, DecoderState, Alignment | None]:
+        """What the output layer sees, [B, T, ...], the decoder's next state and the alignment."""
+        inputs = self.drop(self.target_embedding(tokens), deterministic=deterministic)
+        if cache.context is not None:
+            fixed = jnp.broadcast_to(cache.context[:, None], (*tokens.shape, cache.context.shape[-1]))
+            inputs = jnp.concatenate([inputs, fixed], -1)
+        features, decoder, alignment = self.decoder(inputs, cache.memory, cache.decoder, deterministic)
+        features = self.drop(features, deterministic=deterministic)
+        return self.to_embedding(features) if self.tied else features, decoder, alignment
 
 
 SCORES = {

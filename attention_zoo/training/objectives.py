@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from attention_zoo.functional.losses import cross_entropy
+from attention_zoo.functional.masks import within
+from attention_zoo.functional.metrics import token_accuracy
 from attention_zoo.notation import Array, ArrayLike, Int, checked
 
 Objective = Callable[[Any, Mapping[str, Any], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -28,7 +30,8 @@ def teacher_forcing(model: nn.Module, label_smoothing: float = 0.0, *, start: in
 
     Args:
         model: `(source [B, S], source_lengths [B], inputs [B, T], deterministic=False) -> (logits [B, T, N], _)`;
-            its dropout draws from the rng stream "dropout".
+            its dropout draws from the rng stream "dropout". Where it has a method `loss`, such as `Seq2Seq.loss`,
+            that takes the targets, their mask and the smoothing too and gives loss and accuracy, that is used.
         label_smoothing: what the loss gives to the whole vocabulary, in [0, 1).
         start: the id of START, the first input.
 
@@ -40,17 +43,17 @@ def teacher_forcing(model: nn.Module, label_smoothing: float = 0.0, *, start: in
         params: Any, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         target = jnp.asarray(batch["target"])  # [B, T]
-        logits, _ = model.apply(
-            {"params": params},
-            batch["source"],
-            batch["source_lengths"],
-            shifted(target, start),
-            deterministic=False,
-            rngs={"dropout": key},
-        )
-        real = jnp.arange(target.shape[1])[None, :] < batch["target_lengths"][:, None]  # [B, T]
-        loss = jnp.asarray(cross_entropy(logits, target, real, label_smoothing))
-        right = jnp.sum(logits.argmax(-1) == target, where=real) / jnp.maximum(real.sum(), 1)
+        real = within(jnp.asarray(batch["target_lengths"]), target.shape[1])  # [B, T]
+        inputs = batch["source"], batch["source_lengths"], shifted(target, start)
+        options: Any = {"deterministic": False, "rngs": {"dropout": key}}
+        if hasattr(model, "loss"):
+            loss, right = model.apply(
+                {"params": params}, *inputs, target, real, label_smoothing, method="loss", **options
+            )
+        else:
+            logits, _ = model.apply({"params": params}, *inputs, **options)
+            loss = cross_entropy(logits, target, real, label_smoothing)
+            right = token_accuracy(logits.argmax(-1), target, real)
         return loss, {"loss": loss, "token_accuracy": right}
 
     return objective

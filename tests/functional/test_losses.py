@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from attention_zoo.functional.losses import cross_entropy
+from attention_zoo.functional.losses import cross_entropy, projected_cross_entropy
 
 B, T, N = 3, 5, 7
 TARGETS = np.random.default_rng(0).integers(N, size=(B, T))
@@ -95,3 +95,39 @@ def test_gradient_equals_finite_differences(smoothing, float64):
 def test_label_smoothing_outside_its_range_is_refused(smoothing):
     with pytest.raises(ValueError, match="label_smoothing lies in"):
         cross_entropy(draw(B, T, N), TARGETS, MASK, smoothing)
+
+
+D = 2
+
+
+@pytest.mark.parametrize("rows", [1, 2 * B, 10**6])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_projected_equals_cross_entropy_of_the_logits(rows, smoothing, float64):
+    features, kernel, bias = draw(B, T, D), draw(D, N), draw(N)
+
+    def sliced(*arguments):
+        return projected_cross_entropy(*arguments, TARGETS, MASK, smoothing, rows)
+
+    def whole(features, kernel, bias):
+        logits = features @ kernel + bias[None, None]
+        right = jnp.sum(logits.argmax(-1) == TARGETS, where=MASK) / MASK.sum()
+        return cross_entropy(logits, TARGETS, MASK, smoothing), right
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(features, kernel, bias) for loss in (sliced, whole)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)
+    np.testing.assert_allclose(jax.jit(sliced)(features, kernel, bias), expected[0], rtol=1e-12)
+    assert not found[1][0][1, 2:].any()  # padding gets no gradient
+
+
+def test_projected_gradient_equals_finite_differences(float64):
+    loss = jax.jit(lambda *weights: projected_cross_entropy(*weights, TARGETS, MASK, 0.1, B)[0] ** 2)
+    check_grads(loss, (draw(B, T, D), draw(D, N), draw(N)), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_projected_without_tokens_or_bias():
+    features, kernel = np.float32(draw(B, T, D)), np.float32(draw(D, N))
+    assert projected_cross_entropy(features, kernel, None, TARGETS, MASK & False) == (0, 0)
+    with pytest.raises(ValueError, match=r"rows is at least 1; got 0\.0 and 0"):
+        projected_cross_entropy(features, kernel, None, TARGETS, MASK, rows=0)

@@ -8,6 +8,8 @@ from flax import linen as nn
 from flax import nnx
 from jaxtyping import TypeCheckError
 
+from attention_zoo.functional.losses import cross_entropy
+from attention_zoo.functional.metrics import token_accuracy
 from attention_zoo.functional.search import beam, greedy
 from attention_zoo.models import Seq2Seq
 from attention_zoo.models.seq2seq import SCORES
@@ -174,3 +176,20 @@ def test_a_wrong_shape_names_the_argument():
     model, params, source, lengths, target = make(attention="none")
     with pytest.raises(TypeCheckError, match="source_lengths"):
         model.apply(params, source, lengths[:2], target)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_loss_without_whole_logits_equals_cross_entropy_of_the_logits(tied):
+    model, params, source, lengths, target = make(attention="luong", score="general", tied=tied)
+    mask = jnp.arange(T)[None] < jnp.array([[T], [2], [0]])
+    inputs = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=1)
+
+    def whole(params):
+        logits, _ = model.apply(params, source, lengths, inputs)
+        return cross_entropy(logits, target, mask, 0.1), token_accuracy(logits.argmax(-1), target, mask)
+
+    def sliced(params):
+        return model.apply(params, source, lengths, inputs, target, mask, 0.1, method="loss")
+
+    found, expected = (jax.jit(jax.value_and_grad(loss, has_aux=True))(params) for loss in (sliced, whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
