@@ -129,6 +129,31 @@ def test_attentional_vector_equals_opennmt(kind, golden, float64):
     compare(case, forward, ("attentional", "alignment"))
 
 
+def torch_score(name: str, arrays: dict[str, jax.Array]) -> tuple[nn.Module, dict]:
+    weights = {key.removeprefix("weights/"): value for key, value in arrays.items() if key.startswith("weights/")}
+    if name == "cosine":
+        return Cosine(11), {"query": {"kernel": weights["query.weight"].T}, "sharpness": weights["sharpness"]}
+    if name == "normalised":
+        query = {"kernel": weights["query.weight"].T, "bias": weights["query.bias"]}
+        energy = {"energy": weights["energy.original1"][0], "gain": weights["energy.original0"]}
+        return Additive(13, normalised=True), {"query": query, "key": {"kernel": weights["key.weight"].T}} | energy
+    if name == "concat":
+        query, key = (half.T for half in jnp.split(weights["joint.weight"], [5], axis=1))
+        halves = {"query": {"kernel": query}, "key": {"kernel": key}}
+        return Concat(13), {"additive": halves | {"energy": weights["energy.weight"][0]}}
+    return Location(7), {"weight": weights["positions.weight"].T}
+
+
+@pytest.mark.parametrize("name", ["cosine", "normalised", "concat", "location"])
+def test_equals_the_same_score_of_torchs_parts(name, golden, float64):
+    case = golden("torch_scores", name)
+
+    def forward(arrays):
+        return attend_by(*torch_score(name, arrays), arrays["queries"], arrays["values"], case["mask"])
+
+    compare(case, forward, ("context", "alignment"))
+
+
 def plain_score(name: str, parameters: dict) -> Callable:
     """The same score as a function of unprojected queries and keys."""
     score = jax.tree.map(np.asarray, parameters.get("params", {}).get("score", {}))
@@ -214,14 +239,22 @@ def test_every_parameter_learns(name):
         assert np.any(np.abs(gradient) > 1e-6), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("name", [name for name in PROJECTING if name not in ("cosine", "location")])
-def test_computes_in_bfloat16_with_parameters_in_float32(name):
-    queries, values = (jnp.asarray(array, jnp.bfloat16) for array in sources(name))
+@pytest.mark.parametrize("given", ["float32", "bfloat16"])
+@every_score
+def test_computes_in_bfloat16_with_parameters_in_float32(name, given):
+    queries, values = (jnp.asarray(array, given) for array in sources(name))
     attention = Attention(SCORES[name].clone(dtype=jnp.bfloat16))
     variables = jax.eval_shape(lambda: attention.init(jax.random.key(0), queries, values, method="over"))
     context, alignment, _ = jax.eval_shape(lambda v: attention.apply(v, queries, values, method="over"), variables)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} <= {jnp.dtype("float32")}
     assert context.dtype == alignment.weights.dtype == jnp.bfloat16
+    memory = jax.eval_shape(lambda v: attention.apply(v, values, method="remember"), variables)
+    assert memory.keys.dtype == memory.values.dtype == jnp.bfloat16
+
+
+def test_cosine_remembers_keys_of_length_one():
+    keys = Attention(Cosine(V)).apply(initial("cosine"), draw(B, S, V), method="remember").keys
+    np.testing.assert_allclose(np.linalg.norm(keys, axis=-1), 1, rtol=1e-6)
 
 
 @every_score
@@ -260,6 +293,12 @@ def test_the_alignment_and_its_state_are_exchangeable():
 def test_a_mask_of_a_wrong_shape_is_an_error_that_names_it():
     with pytest.raises(TypeCheckError, match="parameter 'mask'"):
         Attention(Dot()).apply({}, draw(B, S, V), np.ones((B, T), bool), method="remember")
+
+
+def test_queries_without_an_axis_of_steps_are_an_error_that_names_them():
+    memory = Attention(Dot()).apply({}, draw(B, S, V), method="remember")
+    with pytest.raises(TypeCheckError, match="parameter 'queries'"):
+        Attention(Dot()).apply({}, draw(V), memory)
 
 
 def test_unknown_implementation_is_refused():

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
 
 from attention_zoo.modules import Dense, Embedding, OneHotEmbedding
 
@@ -23,6 +25,12 @@ def test_attend_is_the_product_with_the_same_matrix():
     vectors = model.apply(variables, TOKENS)
     logits = model.apply(variables, vectors, method="attend")
     np.testing.assert_allclose(logits, vectors @ variables["params"]["embedding"].T, rtol=1e-6)
+
+
+def test_tokens_are_integers():
+    for model in (Embedding(7, 5), OneHotEmbedding(7)):
+        with pytest.raises(TypeCheckError, match="parameter 'tokens'"):
+            model.init(jax.random.key(0), TOKENS / 2)
 
 
 def test_dtype_of_the_computation_leaves_parameters_float32():

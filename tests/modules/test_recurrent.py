@@ -176,6 +176,23 @@ def test_residual_adds_the_input_where_widths_agree():
     np.testing.assert_allclose(difference, first, atol=1e-6)
 
 
+def test_residual_sees_no_padding_and_no_dropout():
+    clean = draw(B, S, D)
+    garbage = np.where(np.arange(S)[None, :, None] < LENGTHS[:, None, None], clean, np.float32(1e4))
+    plain, added = (RecurrentEncoder(D, 1, bidirectional=False, residual=residual) for residual in (False, True))
+    variables = jax.jit(added.init)(jax.random.key(0), clean, LENGTHS)
+    outputs = added.apply(variables, garbage, LENGTHS)[0]
+    np.testing.assert_array_equal(outputs, added.apply(variables, clean, LENGTHS)[0])
+    np.testing.assert_allclose(outputs[0] - plain.apply(variables, clean, LENGTHS)[0][0], clean[0], atol=1e-6)
+    np.testing.assert_array_equal(outputs[1, 2:], 0)
+    # A second layer without weights gives zeros: what comes out is its input, and dropout has hidden none of it.
+    two = RecurrentEncoder(D, 2, bidirectional=False, residual=True, dropout=0.5)
+    silent = jax.tree.map(np.zeros_like, variables["params"]["forward_layers_0"])
+    both = {"params": variables["params"] | {"forward_layers_1": silent}}
+    trained, _ = two.apply(both, garbage, LENGTHS, False, rngs={"dropout": jax.random.key(1)})
+    np.testing.assert_array_equal(trained, outputs)
+
+
 def test_dropout_acts_between_layers_only_and_only_in_training():
     inputs, rngs = draw(B, S, I), {"dropout": jax.random.key(1)}
     _, variables, run = encoder("gru", False)
