@@ -176,11 +176,11 @@ def _layer(
     cell: Cell, inputs: Array, weights: RecurrentWeights, state: State, lengths: Array | None, reverse: bool
 ) -> tuple[Array, State]:
     _check_weights(inputs, *weights)
-    bias, recurrent_bias = weights.bias, weights.recurrent_bias
-    if recurrent_bias is None and cell is lstm_cell:
-        bias, recurrent_bias = None, bias  # only their sum counts, and in the loop it costs no pass over memory
-    projected = project(jnp.moveaxis(inputs, -2, 0), weights.input, bias)
-    outputs, final = recur(cell, projected, weights.recurrent, recurrent_bias, state, lengths, reverse=reverse)
+    biases: tuple[Array | None, Array | None] = weights.bias, weights.recurrent_bias
+    if weights.recurrent_bias is None and cell is lstm_cell:
+        biases = None, weights.bias  # only their sum counts, and in the loop it costs no pass over memory
+    projected = project(jnp.moveaxis(inputs, -2, 0), weights.input, biases[0])
+    outputs, final = recur(cell, projected, weights.recurrent, biases[1], state, lengths, reverse=reverse)
     return jnp.moveaxis(outputs, 0, -2), final
 
 

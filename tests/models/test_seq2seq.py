@@ -5,44 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax import nnx
+from flax.errors import InvalidRngError
 from jaxtyping import TypeCheckError
 
 from attention_zoo.functional.losses import cross_entropy
 from attention_zoo.functional.metrics import token_accuracy
 from attention_zoo.functional.search import beam, greedy
-from attention_zoo.models import Seq2Seq
-from attention_zoo.models.seq2seq import SCORES
-
-B, S, T, N_SOURCE, N_TARGET = 3, 7, 5, 13, 11
-SIZES = {"embedding": 5, "encoder_units": 3, "decoder_units": 6}
-MECHANISMS = [
-    {"attention": "none"},
-    {"attention": "context", "cell": "gru"},
-    *[{"attention": "bahdanau", "score": score} for score in SCORES],
-    {"attention": "bahdanau", "cell": "gru", "bridge": "backward", "decoder_layers": 2},
-    {"attention": "luong", "score": "general", "encoder_layers": 2, "decoder_layers": 2, "bridge": "copy"},
-    {"attention": "luong", "score": "dot", "input_feeding": False, "tied": True},
-    {"attention": "luong", "score": "additive", "input_feeding": False, "one_hot": True},
-]
-NAMES = ["-".join(map(str, mechanism.values())) for mechanism in MECHANISMS]
+from tests.models.small import FAMILIES, MECHANISMS, B, S, T, make
 
 
-def make(**fields):
-    """A small model, its parameters, and a batch of sources and targets."""
-    model = Seq2Seq(N_SOURCE, N_TARGET, **{**SIZES, **fields})
-    generator = np.random.default_rng(0)
-    source, target = generator.integers(4, N_SOURCE, (B, S)), generator.integers(4, N_TARGET, (B, T))
-    source, lengths, target = map(jnp.int32, (source, [S, 4, 1], target))
-    # Larger than the usual first values, so that attention is sharp and mistakes are visible.
-    params = jax.tree.map(lambda leaf: 2 * leaf, jax.jit(model.init)(jax.random.key(0), source, lengths, target))
-    return model, params, source, lengths, target
-
-
-@pytest.mark.parametrize("fields", MECHANISMS, ids=NAMES)
-def test_decode_equivalence(fields):
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_decode_equivalence(name):
     """Teacher forcing == step by step == prefill in chunks == padded sources, and alignments agree too."""
-    model, params, source, lengths, target = make(**fields)
+    model, params, source, lengths, target = make(**MECHANISMS[name])
 
     @jax.jit
     def every_way(params):
@@ -68,13 +43,13 @@ def test_decode_equivalence(fields):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), other, expected)
     if expected[1] is not None:
         weights = np.asarray(expected[1].weights)
-        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
-        assert not weights[1, :, 4:].any() and not weights[2, :, 1:].any()
+        np.testing.assert_allclose(weights[:2].sum(-1), 1, rtol=1e-5)
+        assert not weights[1, :, 4:].any() and not weights[2].any()
 
 
-@pytest.mark.parametrize("fields", [MECHANISMS[2], MECHANISMS[-2], MECHANISMS[1]], ids=["bahdanau", "luong", "context"])
-def test_no_gradient_from_the_future_nor_from_padding(fields):
-    model, params, source, lengths, _ = make(**fields, one_hot=False)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_gradient_from_the_future_nor_from_padding(name):
+    model, params, source, lengths, _ = make(**FAMILIES[name])
 
     def logit(source_vectors, target_vectors):
         """The logits of step 2 of the second example, whose source has 4 tokens, from embedded tokens."""
@@ -93,13 +68,6 @@ def test_no_gradient_from_the_future_nor_from_padding(fields):
     by_source, by_target = jax.jit(jax.grad(logit, (0, 1)))(*vectors)
     assert np.abs(by_source[1, :4]).min() > 0 and not by_source[1, 4:].any() and not by_source[0].any()
     assert np.abs(by_target[1, :3]).min() > 0 and not by_target[1, 3:].any()
-
-
-def test_batch_equals_single_examples():
-    model, params, source, lengths, target = make(attention="luong", score="general")
-    single = jax.jit(jax.vmap(lambda *one: model.apply(params, *[leaf[None] for leaf in one])[0][0]))
-    batch = jax.jit(model.apply)(params, source, lengths, target)[0]
-    np.testing.assert_allclose(single(source, lengths, target), batch, rtol=1e-5, atol=1e-6)
 
 
 def test_greedy_search_is_beam_of_one_and_follows_the_teacher():
@@ -130,7 +98,9 @@ def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
     assert {leaf.dtype for leaf in jax.tree.leaves(half.init(jax.random.key(0), source, lengths, target))} == {
         jnp.dtype("float32")
     }
-    np.testing.assert_allclose(logits, model.apply(params, source, lengths, target)[0], atol=0.15)
+    expected = model.apply(params, source, lengths, target)[0]
+    # Numbers of eight bits through some ten operations: a hundredth of what the logits span.
+    assert np.abs(logits - expected).max() < 0.02 * np.ptp(expected), np.abs(logits - expected).max() / np.ptp(expected)
 
 
 def test_dropout_needs_a_key_differs_by_key_and_stays_out_of_evaluation():
@@ -140,16 +110,8 @@ def test_dropout_needs_a_key_differs_by_key_and_stays_out_of_evaluation():
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
     assert np.abs(first - model.apply(params, source, lengths, target)[0]).max() > 1e-3
-
-
-def test_jit_export_and_nnx():
-    model, params, source, lengths, target = make(attention="bahdanau")
-    expected = model.apply(params, source, lengths, target)[0]
-    call = jax.jit(lambda params, *inputs: model.apply(params, *inputs)[0])
-    exported = jax.export.export(call)(params, source, lengths, target)
-    np.testing.assert_allclose(exported.call(params, source, lengths, target), expected, rtol=1e-5, atol=1e-6)
-    wrapped = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(source, lengths, target)
-    assert wrapped(source, lengths, target)[0].shape == expected.shape
+    with pytest.raises(InvalidRngError, match='needs PRNG for "dropout"'):
+        model.apply(params, source, lengths, target, False)
 
 
 @pytest.mark.parametrize(

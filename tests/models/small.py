@@ -1,0 +1,35 @@
+"""Small encoder-decoders for the tests: one of every mechanism, by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention_zoo.models import Seq2Seq
+from attention_zoo.models.seq2seq import SCORES
+
+B, S, T, N_SOURCE, N_TARGET = 3, 7, 5, 13, 11
+LENGTHS = (S, 4, 0)
+SIZES = {"embedding": 5, "encoder_units": 3, "decoder_units": 6}
+FAMILIES = {
+    "context": {"attention": "context", "cell": "gru"},
+    "bahdanau": {"attention": "bahdanau", "score": "additive"},
+    "feeding": {"attention": "luong", "score": "general", "encoder_layers": 2, "decoder_layers": 2, "bridge": "copy"},
+    "at_once": {"attention": "luong", "score": "dot", "input_feeding": False, "tied": True},
+}
+MECHANISMS = FAMILIES | {
+    "none": {"attention": "none"},
+    **{f"bahdanau_{score}": {"attention": "bahdanau", "score": score} for score in SCORES if score != "additive"},
+    "bahdanau_deep": {"attention": "bahdanau", "cell": "gru", "bridge": "backward", "decoder_layers": 2},
+    "at_once_one_hot": {"attention": "luong", "score": "additive", "input_feeding": False, "one_hot": True},
+}
+
+
+def make(**fields):
+    """A small model, its parameters, and a batch of sources (the last one empty) and targets."""
+    model = Seq2Seq(N_SOURCE, N_TARGET, **{**SIZES, **fields})
+    generator = np.random.default_rng(0)
+    source, target = generator.integers(4, N_SOURCE, (B, S)), generator.integers(4, N_TARGET, (B, T))
+    source, lengths, target = map(jnp.int32, (source, LENGTHS, target))
+    # Larger than the usual first values, so that attention is sharp and mistakes are visible.
+    params = jax.tree.map(lambda leaf: 2 * leaf, jax.jit(model.init)(jax.random.key(0), source, lengths, target))
+    return model, params, source, lengths, target
