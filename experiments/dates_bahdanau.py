@@ -1,4 +1,4 @@
-"""Bahdanau's attention learns to read dates in 24 languages, and its alignment shows where it reads.
+"""Bahdanau's attention learns to read dates in 23 languages, and its alignment shows where it reads.
 
 `mardi 3 mai 2016` becomes `2016-05-03`. A bidirectional LSTM reads the characters, an LSTM writes the ISO date, and
 before every character it asks, with its previous state, where to look (Bahdanau, Cho and Bengio 2014). With

@@ -1,14 +1,16 @@
-"""Writing integers backwards, with Luong's attention: JoeyNMT's published recipe, met and passed.
+"""Writing integers backwards, with Luong's attention: JoeyNMT's published score, met and passed.
 
-The recipe of JoeyNMT's `configs/rnn_reverse.yaml`: 50,000 sequences of 1 to 25 integers below 50 (dev and test: 1 to
-30), embeddings of 16, a bidirectional LSTM of 64 units a direction, a decoder of 64 with the score that Luong calls
-"general" and with input feeding, dropout 0.1, Adam at 1e-3, gradients clipped at norm 1, batches of 10, one epoch,
-greedy search. Ours differs in the decoder's first state, which is made from the encoder's last one instead of zeros.
-JoeyNMT states 95.42 BLEU on dev after about 5 minutes on a CPU.
+JoeyNMT's `configs/rnn_reverse.yaml`: 50,000 sequences of 1 to 25 integers below 50 (dev and test: 1 to 30), embeddings
+of 16, a bidirectional LSTM of 64 units a direction, a decoder of 64 with the score that Luong calls "general" and with
+input feeding, dropout 0.1, gradients clipped at norm 1, batches of 10, one epoch, greedy search; 95.42 BLEU on dev
+after about 5 minutes on a CPU, as its authors state. What differs here: Adam's rate is 2e-3 and falls to zero along a
+cosine (theirs: 1e-3, lowered on plateaus; `--learning_rate 1e-3 --schedule constant` is nearer to it), the decoder's
+first state is made from the encoder's last one instead of zeros, and dropout and first values follow `Seq2Seq`.
 
 Command: python -m experiments train reverse_luong
-Machine: 2 cores of a CPU, no accelerator; not yet measured.
-Reached: not yet measured.
+Machine: 2 cores of an AMD EPYC, no accelerator, shared with other work; minutes are those of the whole run.
+Reached: bleu 98.07, exact_match 0.900 on the 1,000 sequences of dev, bleu 97.96 on test, after minutes 1.4
+(experiments/results/reverse_luong.json
 """
 
 from pathlib import Path
