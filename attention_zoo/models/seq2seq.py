@@ -201,6 +201,7 @@ class Seq2Seq(nn.Module):
         self, cache: Cache, tokens: jax.Array, deterministic: bool
     ) -> tuple[jax.Array, DecoderState, Alignment | None]:
         """What the output layer sees, [B, T, ...], the decoder's next state and the alignment."""
+        _check_rows(tokens, cache.decoder.layers[0].hidden)
         inputs = self.drop(self.target_embedding(tokens), deterministic=deterministic)
         if cache.context is not None:
             fixed = jnp.broadcast_to(cache.context[:, None], (*tokens.shape, cache.context.shape[-1]))
@@ -220,6 +221,11 @@ SCORES = {
     "cosine": lambda model: Cosine(_annotation_width(model), dtype=model.dtype),
     "location": lambda model: Location(model.positions, dtype=model.dtype),
 }
+
+
+@checked
+def _check_rows(tokens: Int[Array, "B T"], hidden: Float[Array, "B D"]) -> None:
+    """Tokens and the states of a cache have equal rows; the cache's annotation does not say so."""
 
 
 def _annotation_width(model: Seq2Seq) -> int:

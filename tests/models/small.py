@@ -1,5 +1,7 @@
 """Small encoder-decoders for the tests: one of every mechanism, by name."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,12 +26,18 @@ MECHANISMS = FAMILIES | {
 }
 
 
+# Compiling is most of the time of these tests, and their code need not be fast.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def make(**fields):
     """A small model, its parameters, and a batch of sources (the last one empty) and targets."""
     model = Seq2Seq(N_SOURCE, N_TARGET, **{**SIZES, **fields})
     generator = np.random.default_rng(0)
     source, target = generator.integers(4, N_SOURCE, (B, S)), generator.integers(4, N_TARGET, (B, T))
     source, lengths, target = map(jnp.int32, (source, LENGTHS, target))
-    # Larger than the usual first values, so that attention is sharp and mistakes are visible.
-    params = jax.tree.map(lambda leaf: 2 * leaf, jax.jit(model.init)(jax.random.key(0), source, lengths, target))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), source, lengths, target)
+    # Larger than the usual first values, so that attention is sharp and mistakes are visible; and no biases of zero.
+    scales = jax.tree.map(lambda leaf: 2 / leaf.shape[0] ** 0.5 if leaf.ndim == 2 else 0.5, shapes)
+    params = jax.tree.map(lambda leaf, scale: jnp.float32(generator.normal(0, scale, leaf.shape)), shapes, scales)
     return model, params, source, lengths, target

@@ -11,7 +11,7 @@ from jaxtyping import TypeCheckError
 from attention_zoo.functional.losses import cross_entropy
 from attention_zoo.functional.metrics import token_accuracy
 from attention_zoo.functional.search import beam, greedy
-from tests.models.small import FAMILIES, MECHANISMS, B, S, T, make
+from tests.models.small import FAMILIES, MECHANISMS, B, S, T, make, quick_jit
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
@@ -19,7 +19,7 @@ def test_decode_equivalence(name):
     """Teacher forcing == step by step == prefill in chunks == padded sources, and alignments agree too."""
     model, params, source, lengths, target = make(**MECHANISMS[name])
 
-    @jax.jit
+    @quick_jit
     def every_way(params):
         def step(cache, tokens):
             logits, cache, alignment = model.apply(params, cache, tokens, method="step")
@@ -65,7 +65,7 @@ def test_no_gradient_from_the_future_nor_from_padding(name):
 
     generator = np.random.default_rng(1)
     vectors = [jnp.float32(generator.normal(size=(B, steps, 5))) for steps in (S, T)]
-    by_source, by_target = jax.jit(jax.grad(logit, (0, 1)))(*vectors)
+    by_source, by_target = quick_jit(jax.grad(logit, (0, 1)))(*vectors)
     assert np.abs(by_source[1, :4]).min() > 0 and not by_source[1, 4:].any() and not by_source[0].any()
     assert np.abs(by_target[1, :3]).min() > 0 and not by_target[1, 3:].any()
 
@@ -73,7 +73,7 @@ def test_no_gradient_from_the_future_nor_from_padding(name):
 def test_greedy_search_is_beam_of_one_and_follows_the_teacher():
     model, params, source, lengths, _ = make(attention="bahdanau")
 
-    @jax.jit
+    @quick_jit
     def search(params):
         cache = model.apply(params, source, lengths, method="start")
         step = lambda cache, tokens: model.apply(params, cache, tokens, method="step")  # noqa: E731
@@ -93,7 +93,7 @@ def test_greedy_search_is_beam_of_one_and_follows_the_teacher():
 def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
     model, params, source, lengths, target = make(attention="bahdanau")
     half = model.clone(dtype=jnp.bfloat16)
-    logits, alignment = jax.jit(half.apply)(params, source, lengths, target)
+    logits, alignment = quick_jit(half.apply)(params, source, lengths, target)
     assert logits.dtype == alignment.weights.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(half.init(jax.random.key(0), source, lengths, target))} == {
         jnp.dtype("float32")
@@ -105,7 +105,7 @@ def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
 
 def test_dropout_needs_a_key_differs_by_key_and_stays_out_of_evaluation():
     model, params, source, lengths, target = make(attention="luong", score="general", dropout=0.5, decoder_layers=2)
-    call = jax.jit(lambda key: model.apply(params, source, lengths, target, False, rngs={"dropout": key})[0])
+    call = quick_jit(lambda key: model.apply(params, source, lengths, target, False, rngs={"dropout": key})[0])
     first, again, other = (call(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
@@ -153,5 +153,5 @@ def test_loss_without_whole_logits_equals_cross_entropy_of_the_logits(tied):
     def sliced(params):
         return model.apply(params, source, lengths, inputs, target, mask, 0.1, method="loss")
 
-    found, expected = (jax.jit(jax.value_and_grad(loss, has_aux=True))(params) for loss in (sliced, whole))
+    found, expected = (quick_jit(jax.value_and_grad(loss, has_aux=True))(params) for loss in (sliced, whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
