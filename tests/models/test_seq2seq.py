@@ -90,17 +90,17 @@ def test_greedy_search_is_beam_of_one_and_follows_the_teacher():
         np.testing.assert_allclose(weights, alignment.weights[row, :length], rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
-    model, params, source, lengths, target = make(attention="bahdanau")
+@pytest.mark.parametrize("name", ["bahdanau", "feeding"])
+def test_bfloat16_computes_in_bfloat16_from_float32_parameters(name):
+    model, params, *inputs = make(**FAMILIES[name])
     half = model.clone(dtype=jnp.bfloat16)
-    logits, alignment = quick_jit(half.apply)(params, source, lengths, target)
+    logits, alignment = quick_jit(half.apply)(params, *inputs)
     assert logits.dtype == alignment.weights.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(half.init(jax.random.key(0), source, lengths, target))} == {
-        jnp.dtype("float32")
-    }
-    expected = model.apply(params, source, lengths, target)[0]
-    # Numbers of eight bits through some ten operations: a hundredth of what the logits span.
-    assert np.abs(logits - expected).max() < 0.02 * np.ptp(expected), np.abs(logits - expected).max() / np.ptp(expected)
+    shapes = jax.eval_shape(half.init, jax.random.key(0), *inputs)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(shapes)} == {"float32"}
+    expected = quick_jit(model.apply)(params, *inputs)[0]
+    # Numbers of eight bits: errors far below a hundredth of what the logits span.
+    assert np.abs(logits - expected).max() < 0.01 * np.ptp(expected)
 
 
 def test_dropout_needs_a_key_differs_by_key_and_stays_out_of_evaluation():
