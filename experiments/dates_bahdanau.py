@@ -5,8 +5,11 @@ before every character it asks, with its previous state, where to look (Bahdanau
 `--dates_per_source 2` or 3 the source is a list of dates: compare it with `dates_fixed_context` then.
 
 Command: python -m experiments train dates_bahdanau
-Machine: 2 cores of a CPU, no accelerator; not yet measured.
-Reached: not yet measured.
+Machine: 2 cores of an AMD EPYC, no accelerator, other work beside it at times; the minutes are those of the whole
+run.
+Reached: results/dates_bahdanau.json: exact_match 1.0000 and alignment_accuracy 0.987 on 2,500 test dates, minutes
+2.6, seconds_to_first_step 22.2. With --dates_per_source 2 --steps 600 --evaluate_every 300:
+results/dates_bahdanau_2.json: exact_match 1.000, alignment_accuracy 0.962.
 """
 
 from pathlib import Path

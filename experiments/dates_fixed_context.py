@@ -6,8 +6,11 @@ decoder's first state (Sutskever 2014). Train both with `--dates_per_source 2` (
 Bahdanau 2014 with `python -m experiments compare`.
 
 Command: python -m experiments train dates_fixed_context --dates_per_source 2
-Machine: 2 cores of a CPU, no accelerator; not yet measured.
-Reached: not yet measured.
+Machine: 2 cores of an AMD EPYC, no accelerator, other work beside it at times; the minutes are those of the whole
+run.
+Reached: results/dates_fixed_context.json: exact_match 0.996 on 2,500 single test dates, minutes 2.7. With
+--dates_per_source 2 --steps 600 --evaluate_every 300: results/dates_fixed_context_2.json: exact_match 0.264, where
+dates_bahdanau reaches results/dates_bahdanau_2.json: exact_match 1.000.
 """
 
 from pathlib import Path

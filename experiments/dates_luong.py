@@ -5,8 +5,9 @@ As `dates_bahdanau`, but the decoder's state after the step asks where to look, 
 step; without, attention answers all steps at once, after the recurrence, which is faster.
 
 Command: python -m experiments train dates_luong
-Machine: 2 cores of a CPU, no accelerator; not yet measured.
-Reached: not yet measured.
+Machine: 2 cores of an AMD EPYC, no accelerator, other work beside it at times; the minutes are those of the whole
+run.
+Reached: results/dates_luong.json: exact_match 1.0000 and alignment_accuracy 0.800 on 2,500 test dates, minutes 3.4.
 """
 
 from pathlib import Path

@@ -6,8 +6,10 @@ decoder's first state (Sutskever 2014). `python -m experiments compare runs/reve
 --plot length.png` draws where it gives way.
 
 Command: python -m experiments train reverse_fixed_context
-Machine: 2 cores of a CPU, no accelerator; not yet measured.
-Reached: not yet measured.
+Machine: 2 cores of an AMD EPYC, no accelerator, other work beside it at times; the minutes are those of the whole
+run.
+Reached: results/reverse_fixed_context.json: bleu 11.02 and exact_match 0.214 on the 1,000 sequences of dev, bleu
+10.75 on test, minutes 0.7.
 """
 
 from pathlib import Path
