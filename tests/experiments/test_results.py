@@ -10,6 +10,7 @@ from experiments.commands.catalogue import docstring, names
 
 ROOT = Path(__file__).parents[2]
 RESULTS = {file.stem: json.loads(file.read_text()) for file in (ROOT / "experiments" / "results").glob("*.json")}
+METRICS = "exact_match|token_accuracy|alignment_accuracy|perplexity|bleu|chrf|minutes|seconds_to_first_step"
 OWN_DATA = {"translate_files"}  # has no score of its own
 
 
@@ -17,7 +18,7 @@ def claims(text):
     """Every `RESULT.json` a text names, with the `metric figure` pairs that follow it up to the next."""
     parts = re.split(r"results/(\w+)\.json", text)
     for name, following in zip(parts[1::2], parts[2::2], strict=True):
-        yield name, re.findall(r"\b([a-z_]+) (\d+\.\d+)", following)
+        yield name, re.findall(rf"\b({METRICS}) (\d+\.\d+)", following)
 
 
 def agree(name, metric, figure):
@@ -45,3 +46,13 @@ def test_readmes_figures_are_proved_by_summaries():
     assert pairs
     for name, metric, figure in pairs:
         assert agree(name, metric, figure), f"{name}: {metric} is not {figure}"
+
+
+def test_readmes_ratios_are_a_benchmarks():
+    result = json.loads((ROOT / "benchmarks" / "results" / "amd-epyc-2-cores.json").read_text())
+    text = " ".join((ROOT / "README.md").read_text().split())
+    ours, *peers = result["rows"]
+    assert ours["implementation"] == "attention_zoo" and len(peers) == 2
+    for row in peers:
+        assert f"{row['ratio']:.2f} times" in text
+        assert f"{row['temporary_bytes'] / ours['temporary_bytes']:.1f}" in text
