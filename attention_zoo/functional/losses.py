@@ -74,11 +74,10 @@ def projected_cross_entropy(
     Raises:
         ValueError: label_smoothing is outside [0, 1), or rows is below 1.
     """
-    if not 0 <= label_smoothing < 1 or rows < 1:
-        raise ValueError(
-            f"projected_cross_entropy: label_smoothing lies in [0, 1) and rows is at least 1; "
-            f"got {label_smoothing} and {rows}"
-        )
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"projected_cross_entropy: label_smoothing lies in [0, 1); got {label_smoothing}")
+    if rows < 1:
+        raise ValueError(f"projected_cross_entropy: rows is at least 1; got {rows}")
     bias = jnp.zeros_like(kernel[0]) if bias is None else bias
     loss, right = _projected(label_smoothing, rows, features, kernel, bias, targets, mask)
     return loss, jax.lax.stop_gradient(right)

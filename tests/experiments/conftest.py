@@ -1,6 +1,7 @@
 """A stand-in experiment beside the real ones, and the command line called in this process."""
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,29 @@ STANDIN = Path(__file__).with_name("standin.py")
 
 
 @pytest.fixture(scope="session")
-def standins(tmp_path_factory):
-    """The experiment `shouting`, and `whispering`, which is the same."""
+def standin_folder(tmp_path_factory):
+    """The experiment `shouting`, and `whispering`, which is the same, in a folder of their own."""
     folder = tmp_path_factory.mktemp("standins")
     for name in ("shouting", "whispering"):
         shutil.copy(STANDIN, folder / f"{name}.py")
+    return folder
+
+
+@contextmanager
+def known(folder):
+    """While it lasts, the experiments of the folder are known too; never longer, for other tests count them."""
     experiments.__path__.append(str(folder))
-    yield
-    experiments.__path__.remove(str(folder))
+    try:
+        yield
+    finally:
+        experiments.__path__.remove(str(folder))
+
+
+@pytest.fixture
+def standins(standin_folder):
+    """The stand-ins are known during the test."""
+    with known(standin_folder):
+        yield
 
 
 @pytest.fixture
@@ -55,10 +71,11 @@ def refused(call):
 
 
 @pytest.fixture(scope="session")
-def finished(standins, tmp_path_factory):
+def finished(standin_folder, tmp_path_factory):
     """The work folder of a finished run; not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(["train", "shouting", "--workdir", str(folder), "--steps", "3"]) == 0
+    with known(standin_folder):
+        assert main(["train", "shouting", "--workdir", str(folder), "--steps", "3"]) == 0
     return folder
 
 

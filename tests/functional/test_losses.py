@@ -129,5 +129,5 @@ def test_projected_gradient_equals_finite_differences(float64):
 def test_projected_without_tokens_or_bias():
     features, kernel = np.float32(draw(B, T, D)), np.float32(draw(D, N))
     assert projected_cross_entropy(features, kernel, None, TARGETS, MASK & False) == (0, 0)
-    with pytest.raises(ValueError, match=r"rows is at least 1; got 0\.0 and 0"):
+    with pytest.raises(ValueError, match="rows is at least 1; got 0"):
         projected_cross_entropy(features, kernel, None, TARGETS, MASK, rows=0)
