@@ -70,8 +70,8 @@ _probed.defvjp(lambda outputs, probe: (outputs, None), lambda _, gradient: (grad
 def project(inputs: Array, kernel: Array, bias: Array | None = None) -> jax.Array:
     """`x W + b` over the last axis of [..., I], with all leading axes flattened into one.
 
-    A product that contracts several axes leaves XLA:CPU's fast path, and that is what the gradient of W does to
-    inputs [B, T, I]; measured by `python -m benchmarks seq2seq`.
+    On some CPUs a product that contracts several axes leaves XLA's fast path, and that is what the gradient of W
+    does to inputs [B, T, I] (docs/DESIGN.md, what prototypes measured).
     """
     flat = product(jnp.matmul, inputs.reshape(-1, inputs.shape[-1]), kernel, join=_as_rows)
     return (flat if bias is None else flat + bias[None]).reshape(*inputs.shape[:-1], kernel.shape[-1])

@@ -2,7 +2,7 @@
 
 The input projections of all steps are one matrix product before the scan, on inputs flattened to two axes;
 the gradient of the recurrent weights is one matrix product after it, instead of a sum carried through every
-step. (On XLA:CPU both are worth about a third of a translator's step; `benchmarks/seq2seq.py` measures it.)
+step. (docs/DESIGN.md has what prototypes measured; the gain differs from one CPU to another.)
 """
 
 from collections.abc import Callable
