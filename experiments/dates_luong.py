@@ -2,7 +2,7 @@
 
 As `dates_bahdanau`, but the decoder's state after the step asks where to look, and the attentional vector
 `tanh(W [c_t; h_t])` predicts the character (Luong, Pham and Manning 2015). With input feeding it also enters the next
-step; without, attention answers all steps at once, after the recurrence, which is faster.
+step; without, attention answers all steps at once, after the recurrence.
 
 Command: python -m experiments train dates_luong
 Machine: 2 cores of an AMD EPYC, no accelerator, other work beside it at times; the minutes are those of the whole

@@ -47,6 +47,9 @@ def product(operation: Operation, inputs: Array, constant: Array, *, join: Calla
         inputs: x_t.
         constant: W; where it is not one of the scan's own constants, this is the plain operation.
         join: turns the stacked steps [T, ...] of x, and of y, into one x and one y of the same operation.
+
+    Not inside a transformation that the step itself starts (`vmap`, `checkpoint`, `cond`) around a constant of the
+    scan: what is collected there would leak out of it, and JAX raises UnexpectedTracerError.
     """
     tape = _tape.get()
     if tape is None or id(constant) not in tape.leaves:

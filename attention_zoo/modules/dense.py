@@ -10,8 +10,7 @@ from attention_zoo.functional.loop import project
 class Dense(nn.Module):
     """Linear layer `y = x W + b` over the last axis of [..., I], with all leading axes flattened into one.
 
-    The same mathematics as `flax.linen.Dense`; on some CPUs the gradient of W is much faster this way; see
-    `functional.loop.project`.
+    The same mathematics as `flax.linen.Dense`; for the reason, see `functional.loop.project`.
 
     features: width of y. dtype: of the computation; parameters are float32.
     """
