@@ -121,7 +121,7 @@ class DatesConfig(tfds.core.BuilderConfig):
 
     name: str = ""
     dates_per_source: int = 1
-    train_examples: int = 50_000
+    train_examples: int = 20_000
     dev_examples: int = 2_500
     test_examples: int = 2_500
     languages: tuple[str, ...] = LANGUAGES
@@ -183,7 +183,7 @@ def dates(
     dates_per_source: int = 1,
     *,
     languages: Sequence[str] = LANGUAGES,
-    train_examples: int = 50_000,
+    train_examples: int = 20_000,
     dev_examples: int = 2_500,
     test_examples: int = 2_500,
     data_seed: int = 0,

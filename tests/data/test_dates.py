@@ -147,7 +147,7 @@ def test_no_day_is_in_two_splits_of_the_data_set_as_it_is_reported_on(number, tm
     splits = builder._split_generators(None)
     found = {name: [example["target"] for _, example in examples] for name, examples in splits.items()}
     chosen = {name: {day for target in targets for day in target.split(" ")} for name, targets in found.items()}
-    assert len(found["train"]) == 50_000
+    assert len(found["train"]) == 20_000
     assert len(found["dev"]) >= 2_000
     assert len(found["test"]) >= 2_000
     assert not chosen["train"] & chosen["dev"]
