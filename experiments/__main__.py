@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments list | train | evaluate | predict | compare`."""
+"""The command line: `python -m experiments list | train | evaluate | predict | compare | table`."""
 
 import shlex
 import sys
@@ -13,6 +13,7 @@ from experiments.commands.flags import keywords
 from experiments.commands.listing import listing
 from experiments.commands.predict import predict
 from experiments.commands.refusal import nearest, sentence
+from experiments.commands.table import table
 from experiments.commands.train import train
 
 PROGRAM = "python -m experiments"
@@ -22,12 +23,14 @@ USAGE = f"""\
 {PROGRAM} evaluate WORKDIR [--split test]             the metrics of a run's best checkpoint
 {PROGRAM} predict WORKDIR INPUT... [--plot FILE]      what it makes of your own input
 {PROGRAM} compare WORKDIR... --plot FILE              accuracy against source length, runs side by side
+{PROGRAM} table TASK                                  every mechanism at one budget, as a table and a picture
 Each command, and `train NAME`, explains its flags with --help."""
 COMMANDS: dict[str, Callable[..., int]] = {
     "list": listing,
     "evaluate": evaluate,
     "predict": predict,
     "compare": compare,
+    "table": table,
 }
 
 

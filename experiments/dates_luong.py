@@ -29,7 +29,7 @@ def experiment(
     batch_size: int = 128,
     steps: int = 1000,
     evaluate_every: int = 250,
-    train_examples: int = 20_000,
+    train_examples: int = 50_000,
     held_out_examples: int = 2_500,
     seed: int = 0,
     saved: Path | None = None,

@@ -52,13 +52,13 @@ def public(tree: ast.Module | ast.ClassDef, prefix: str = "") -> Iterator[tuple[
 
 
 def inherited(tree: ast.Module) -> set[str]:
-    """Methods that a Protocol or a private base of the file describes for all who have them."""
-    general = [
-        node for node in tree.body if isinstance(node, ast.ClassDef) and (is_protocol(node) or node.name[0] == "_")
-    ]
+    """Methods that a Protocol or a base class of the file describes for all who have them."""
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    bases = {base.id for node in classes for base in node.bases if isinstance(base, ast.Name)}
     return {
         method.name
-        for node in general
+        for node in classes
+        if is_protocol(node) or node.name in bases
         for method in node.body
         if isinstance(method, Definition) and ast.get_docstring(method)
     }

@@ -4,7 +4,7 @@ Sizes and lengths are those of JoeyNMT's `scripts/generate_reverse_task.py`: 50,
 test sequences of integers below 50, 1 to 25 long in training, 1 to 30 long in dev and test.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,7 +80,7 @@ def reverse(
     buckets: int = 4,
     data_dir: Path | str | None = None,
 ) -> TextData:
-    """The reverse task, by words; the defaults are JoeyNMT's sizes and batch.
+    """The reverse task, by words, with gold spans; the defaults are JoeyNMT's sizes and batch.
 
     Raises:
         ValueError: an argument is below 1.
@@ -100,9 +100,17 @@ def reverse(
     splits = {}
     for name in ("train", "dev", "test"):
         rows = list(examples(builder, name))
-        splits[name] = Pairs([as_text(row["source"]) for row in rows], [as_text(row["target"]) for row in rows])
+        sources = [as_text(row["source"]) for row in rows]
+        splits[name] = Pairs(sources, [as_text(row["target"]) for row in rows], _spans(sources))
     words = Words.fit(splits["train"].sources)
     longest = max(train_length, test_length) + 1
     return TextData(
         splits, words, words, batch_size=batch_size, max_source=longest, max_target=longest, buckets=buckets
     )
+
+
+def _spans(sources: Sequence[str]) -> np.ndarray:
+    """The source word that each target word is: the t-th from the end, [rows, longest, 2]."""
+    lengths = np.array([len(source.split()) for source in sources])
+    last = lengths[:, None] - 1 - np.arange(lengths.max())
+    return np.where(last[..., None] < 0, 0, np.stack([last, last + 1], -1)).astype(np.int32)

@@ -3,7 +3,7 @@
 Each `draw_...` returns a matplotlib `Figure` and touches no global state; `save` writes it.
 """
 
-from attention_zoo.figures.alignment import draw_alignment
+from attention_zoo.figures.alignment import draw_alignment, draw_alignments
 from attention_zoo.figures.canvas import FORMATS, save
 from attention_zoo.figures.curves import draw_curves, read_metrics
 from attention_zoo.figures.length import LengthBins, accuracy_by_length, draw_accuracy_by_length
@@ -14,6 +14,7 @@ __all__ = [
     "accuracy_by_length",
     "draw_accuracy_by_length",
     "draw_alignment",
+    "draw_alignments",
     "draw_curves",
     "read_metrics",
     "save",

@@ -1,7 +1,7 @@
 """The alignment heat map: which source position each target token was written from."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +63,36 @@ def draw_alignment(
     if title:
         lines = textwrap.wrap(sentence(title), max(40, int(LETTERS_AN_INCH * figure.get_figwidth())))
         figure.suptitle("\n".join(lines), fontsize=10, family=list(families()), parse_math=False)
+    return figure
+
+
+@checked
+def draw_alignments(panels: Mapping[str, tuple[np.ndarray, Sequence[str], Sequence[str]]], columns: int = 4) -> Figure:
+    """Heat maps of several mechanisms side by side: each panel's name, weights [T, S], source and target tokens.
+
+    Raises:
+        ValueError: there is no panel, or one of them is refused by `draw_alignment`.
+    """
+    if not panels:
+        raise ValueError("There is no alignment to draw.")
+    for weights, source, target in panels.values():
+        _refuse(weights, source, target, None)
+    tallest, widest = np.max([weights.shape for weights, _, _ in panels.values()], axis=0)
+    cell = min(0.16, 5.0 / widest)
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = blank(columns * (widest * cell + 0.7), rows * (tallest * cell + 0.8))
+    grid = _Grid(cell, 6.0, max(1, int(np.ceil(6.6 / (cell * 72)))))
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (name, (weights, source, target)) in zip(every, panels.items(), strict=False):
+        axes.imshow(weights, cmap="Blues", vmin=0.0, vmax=max(float(weights.max()), 1e-6), aspect="equal")
+        axes.tick_params(length=0)
+        axes.spines[:].set_color("#bbbbbb")
+        axes.set_title(name, fontsize=9)
+        _name_columns(axes, source, grid)
+        _name_rows(axes, target, grid)
+    for axes in every[len(panels) :]:
+        axes.set_visible(False)
     return figure
 
 

@@ -4,6 +4,36 @@ from typing import Any
 
 from attention_zoo.models.seq2seq import Seq2Seq
 
+# Luong 2015, section 4: 4 layers of 1000 LSTM units, 50,000 words, input feeding, dropout 0.2; the global
+# attention with the general score. (The paper also reverses the order of the source's words, section 4.1: that
+# is the data's affair.)
+LUONG: dict[str, Any] = {
+    "source_vocabulary": 50_000,
+    "target_vocabulary": 50_000,
+    "embedding": 1000,
+    "encoder_units": 1000,
+    "encoder_layers": 4,
+    "decoder_units": 1000,
+    "decoder_layers": 4,
+    "cell": "lstm",
+    "bidirectional": False,
+    "attention": "luong",
+    "score": "general",
+    "input_feeding": True,
+    "bridge": "copy",
+    "dropout": 0.2,
+}
+# The rows of the paper's tables 1 and 4: D = 10 words on either side; a location score knows 50 words and the end.
+LUONG_VARIANTS: dict[str, dict[str, Any]] = {
+    "dot": {"score": "dot"},
+    "concat": {"score": "concat"},
+    "location": {"score": "location", "positions": 51},
+    "local_m_general": {"alignment": "local_m", "window": 10},
+    "local_m_dot": {"alignment": "local_m", "window": 10, "score": "dot"},
+    "local_p_general": {"alignment": "local_p", "window": 10},
+    "local_p_dot": {"alignment": "local_p", "window": 10, "score": "dot"},
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # RNNsearch, Bahdanau 2014, A.2: 1000 GRU units in each direction, 620-wide embeddings, 30,000 + unknown words,
     # 1000 alignment units, maxout of 500. (The GRU resets after its recurrent product; see `gru_cell`.)
@@ -18,25 +48,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "score": "additive",
         "bridge": "backward",
     },
-    # Luong 2015, section 4: 4 layers of 1000 LSTM units, 50,000 words, input feeding, dropout 0.2; the global
-    # attention with the general score. (The paper also reverses the order of the source's words, section 4.1: that
-    # is the data's affair.)
-    "luong_2015": {
-        "source_vocabulary": 50_000,
-        "target_vocabulary": 50_000,
-        "embedding": 1000,
-        "encoder_units": 1000,
-        "encoder_layers": 4,
-        "decoder_units": 1000,
-        "decoder_layers": 4,
-        "cell": "lstm",
-        "bidirectional": False,
-        "attention": "luong",
-        "score": "general",
-        "input_feeding": True,
-        "bridge": "copy",
-        "dropout": 0.2,
-    },
+    "luong_2015": LUONG,
+    **{f"luong_2015_{name}": {**LUONG, **fields} for name, fields in LUONG_VARIANTS.items()},
     # JoeyNMT's model for its reverse task (configs/rnn_reverse.yaml): LSTM 64, embeddings 16, 50 integers and four
     # special tokens. Its decoder starts from zeros (`init_hidden: zero`); ours starts from the dense bridge.
     "joeynmt_reverse": {

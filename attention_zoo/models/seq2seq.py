@@ -11,20 +11,11 @@ from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.losses import projected_cross_entropy
 from attention_zoo.functional.masks import within
 from attention_zoo.functional.recurrent import State
-from attention_zoo.modules.attention import (
-    Additive,
-    Attention,
-    Concat,
-    Cosine,
-    Dot,
-    General,
-    Location,
-    Memory,
-    ScaledDot,
-)
+from attention_zoo.models.mechanisms import ALIGNMENTS, PASTS, SCORES, mechanism
 from attention_zoo.modules.decoder import DecoderState, RecurrentDecoder
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding, OneHotEmbedding
+from attention_zoo.modules.memory import Memory
 from attention_zoo.modules.recurrent import CELLS, RecurrentEncoder
 from attention_zoo.notation import Array, Float, Int, checked
 
@@ -53,7 +44,10 @@ class Seq2Seq(nn.Module):
             readout sees it as well, beside y_{t-1}; here the output layer reads the state alone).
         "bahdanau": the previous state asks, the context enters the cell; deep output.
         "luong": the new state asks; attentional vectors, with input feeding or without.
-    score: a name of `SCORES`. input_feeding: Luong's, on or off.
+    score: a name of `mechanisms.SCORES`. alignment: a name of `mechanisms.ALIGNMENTS`. past: what the score knows of
+        where attention looked before: "none", "location" (Chorowski 2015) or "coverage" (See 2017).
+    window: D of the local alignments. chunk: positions in a chunk of MoChA. kept: positions that "top_k" keeps.
+    temperature: of "tempered", "gumbel_softmax" and "straight_through". input_feeding: Luong's, on or off.
     bridge: the decoder's first state. "dense": `tanh(W h)` of the encoder's last state; "backward": the same of
         its backward direction alone (Bahdanau A.2.2); "copy": layer by layer, for equal sizes (Luong).
     encoder_units: of each direction. positions: the longest source, for the location score alone.
@@ -75,6 +69,12 @@ class Seq2Seq(nn.Module):
     bidirectional: bool = True
     attention: str = "bahdanau"
     score: str = "additive"
+    alignment: str = "softmax"
+    past: str = "none"
+    window: int = 10
+    chunk: int = 3
+    kept: int = 3
+    temperature: float = 1.0
     input_feeding: bool = True
     bridge: str = "dense"
     positions: int = 64
@@ -97,7 +97,7 @@ class Seq2Seq(nn.Module):
         )
         self.decoder = RecurrentDecoder(
             self.decoder_units,
-            Attention(SCORES[self.score](self)) if self.attention in ("bahdanau", "luong") else None,
+            mechanism(self, _annotation_width(self)) if self.attention in ("bahdanau", "luong") else None,
             self.decoder_layers,
             self.cell,
             query="previous" if self.attention == "bahdanau" else "current",
@@ -170,19 +170,19 @@ class Seq2Seq(nn.Module):
         mask: jax.Array,
         label_smoothing: float = 0.0,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Loss and token accuracy of targets [B, T] by teacher forcing, without ever holding all logits.
+    ) -> tuple[jax.Array, jax.Array, Alignment | None]:
+        """Loss and token accuracy of targets [B, T] by teacher forcing, without ever holding all logits; the alignment.
 
         Equal to `losses.cross_entropy` of the logits that the call gives; see `losses.projected_cross_entropy`.
         """
         cache = self.start(source, source_lengths, deterministic)
-        features, _, _ = self._features(cache, target_inputs, deterministic)
+        features, _, alignment = self._features(cache, target_inputs, deterministic)
         if self.tied:
             kernel, bias = self.target_embedding.matrix().T, None
         else:
             output = self.output.variables["params"]
             kernel, bias = output["kernel"].astype(features.dtype), output["bias"].astype(features.dtype)
-        return projected_cross_entropy(features, kernel, bias, targets, mask, label_smoothing)
+        return *projected_cross_entropy(features, kernel, bias, targets, mask, label_smoothing), alignment
 
     def _embedding(self, vocabulary: int) -> nn.Module:
         if self.one_hot:
@@ -211,18 +211,6 @@ class Seq2Seq(nn.Module):
         return self.to_embedding(features) if self.tied else features, decoder, alignment
 
 
-SCORES = {
-    "additive": lambda model: Additive(model.decoder_units, dtype=model.dtype),
-    "additive_normalised": lambda model: Additive(model.decoder_units, normalised=True, dtype=model.dtype),
-    "concat": lambda model: Concat(model.decoder_units, dtype=model.dtype),
-    "general": lambda model: General(model.decoder_units, dtype=model.dtype),
-    "dot": lambda model: Dot(dtype=model.dtype),
-    "scaled_dot": lambda model: ScaledDot(dtype=model.dtype),
-    "cosine": lambda model: Cosine(_annotation_width(model), dtype=model.dtype),
-    "location": lambda model: Location(model.positions, dtype=model.dtype),
-}
-
-
 @checked
 def _check_rows(tokens: Int[Array, "B T"], hidden: Float[Array, "B D"]) -> None:
     """Tokens and the states of a cache have equal rows; the cache's annotation does not say so."""
@@ -234,7 +222,8 @@ def _annotation_width(model: Seq2Seq) -> int:
 
 def _check(model: Seq2Seq) -> None:
     """Refuses fields that do not fit together, before any shape does."""
-    choices = {"attention": ATTENTIONS, "score": tuple(SCORES), "bridge": BRIDGES, "cell": tuple(CELLS)}
+    choices = {"attention": ATTENTIONS, "bridge": BRIDGES, "cell": tuple(CELLS)}
+    choices |= {"score": tuple(SCORES), "alignment": tuple(ALIGNMENTS), "past": PASTS}
     for field, names in choices.items():
         if getattr(model, field) not in names:
             raise ValueError(f"{field} is one of {', '.join(names)}; got {getattr(model, field)!r}")

@@ -1,4 +1,4 @@
-"""Attention as modules: a score that owns its weights, and `Attention` = score + alignment.
+"""Attention as a module: score + alignment, both exchangeable.
 
 What depends on the source alone is computed once per sequence by `remember` and handed to every step as a value.
 """
@@ -10,167 +10,32 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
-from flax.typing import Dtype
 
-from attention_zoo.functional import scores
 from attention_zoo.functional.alignment import Alignment, softmax
 from attention_zoo.functional.attend import attend
-from attention_zoo.modules.dense import Dense
+from attention_zoo.functional.loop import scan
+from attention_zoo.modules.alignment import NOISE, Aligner
+from attention_zoo.modules.memory import Memory
+from attention_zoo.modules.past import Past
 from attention_zoo.notation import Array, Bool, Float, checked
 
 
-class Memory(NamedTuple):
-    """What attention remembers of a source: keys [..., S, K], values [..., S, V], mask [..., S] (True = real)."""
+class AttentionState(NamedTuple):
+    """What a mechanism carries from query to query, leaves [..., ...]: its score's part and its alignment's."""
 
-    keys: jax.Array
-    values: jax.Array
-    mask: jax.Array
-
-
-class Dot(nn.Module):
-    """`e_ts = q_t^T k_s`; see `functional.scores.dot`."""
-
-    dtype: Dtype | None = None
-
-    def remember(self, values: jax.Array) -> jax.Array:
-        """The keys are the values."""
-        return values
-
-    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Scores [..., T, S]."""
-        return scores.dot(queries, keys)
-
-
-class ScaledDot(nn.Module):
-    """`e_ts = q_t^T k_s / sqrt(D)`; see `functional.scores.scaled_dot`."""
-
-    dtype: Dtype | None = None
-
-    def remember(self, values: jax.Array) -> jax.Array:
-        """The keys are the values."""
-        return values
-
-    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Scores [..., T, S]."""
-        return scores.scaled_dot(queries, keys)
-
-
-class General(nn.Module):
-    """`e_ts = q_t^T W k_s`; see `functional.scores.general`. units: width of the queries."""
-
-    units: int
-    dtype: Dtype | None = None
-
-    def setup(self) -> None:
-        self.key = Dense(self.units, use_bias=False, dtype=self.dtype)
-
-    def remember(self, values: jax.Array) -> jax.Array:
-        """Keys `W k_s`, [..., S, units]."""
-        return self.key(values)
-
-    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Scores [..., T, S]."""
-        return scores.dot(queries, keys)
-
-
-class Additive(nn.Module):
-    """`e_ts = v^T tanh(W q_t + U k_s + b)`; see `functional.scores.additive`.
-
-    units: width of the hidden layer. use_bias: whether there is b. normalised: use `g v / ||v||` for v.
-    """
-
-    units: int
-    use_bias: bool = True
-    normalised: bool = False
-    dtype: Dtype | None = None
-
-    def setup(self) -> None:
-        self.query = Dense(self.units, use_bias=self.use_bias, dtype=self.dtype)
-        self.key = Dense(self.units, use_bias=False, dtype=self.dtype)
-        self.energy = self.param("energy", nn.initializers.normal(self.units**-0.5), (self.units,))
-        if self.normalised:
-            self.gain = self.param("gain", nn.initializers.constant(self.units**-0.5), ())
-
-    def remember(self, values: jax.Array) -> jax.Array:
-        """Keys `U k_s`, [..., S, units]."""
-        return self.key(values)
-
-    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Scores [..., T, S]."""
-        energy = scores.normalised_energy(self.energy, self.gain) if self.normalised else self.energy
-        return scores.additive(self.query(queries), keys, energy.astype(keys.dtype))
-
-
-class Concat(nn.Module):
-    """`e_ts = v^T tanh(W [q_t; k_s])`, with W in its two halves; see `functional.scores.concat`.
-
-    The additive score without a bias. units: width of the hidden layer.
-    """
-
-    units: int
-    dtype: Dtype | None = None
-
-    def setup(self) -> None:
-        self.additive = Additive(self.units, use_bias=False, dtype=self.dtype)
-
-    def remember(self, values: jax.Array) -> jax.Array:
-        """Keys `W_k k_s`, [..., S, units]."""
-        return self.additive.remember(values)
-
-    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Scores [..., T, S]."""
-        return self.additive(queries, keys)
-
-
-class Location(nn.Module):
-    """`e_t = W q_t`; see `functional.scores.location`. positions: the longest source that can be scored."""
-
-    positions: int
-    dtype: Dtype | None = None
-
-    @nn.compact
-    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Scores [..., T, S]; of the keys only their number counts."""
-        shape = (queries.shape[-1], self.positions)
-        weight = self.param("weight", nn.initializers.lecun_normal(), shape)
-        queries, weight = promote_dtype(queries, weight, dtype=self.dtype)
-        return scores.location(queries, weight, keys.shape[-2])
-
-    def remember(self, values: jax.Array) -> jax.Array:
-        """The keys are the values."""
-        return values
-
-
-class Cosine(nn.Module):
-    """`e_ts = beta cos(W q_t, k_s)` with a learned sharpness beta; see `functional.scores.cosine`.
-
-    units: width of the values, to which W brings the queries.
-    """
-
-    units: int
-    dtype: Dtype | None = None
-
-    def setup(self) -> None:
-        self.query = Dense(self.units, use_bias=False, dtype=self.dtype)
-        self.sharpness = self.param("sharpness", nn.initializers.constant(10.0), ())
-
-    def remember(self, values: jax.Array) -> jax.Array:
-        """The keys are the values, brought to length one."""
-        return scores.unit(values)
-
-    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Scores [..., T, S]."""
-        queries = scores.unit(self.query(queries))
-        return self.sharpness.astype(queries.dtype) * scores.dot(queries, keys)
+    score: Any
+    alignment: Any
 
 
 class Attention(nn.Module):
     """Attention, `c_t = sum_s align(score(q_t, k_s)) v_s`: any score with any alignment.
 
     score: a module with `remember(values) -> keys` and `score(queries, keys) -> scores [..., T, S]`; its `dtype` is
-    that of the whole computation, None for that of the arguments.
-    alignment: `(scores, mask) -> weights [..., T, S]`. implementation: see `functional.attend.attend`.
+    that of the whole computation, None for that of the arguments. A `Past` also knows where was attended before.
+    alignment: a function `(scores, mask) -> weights [..., T, S]`, or an `Aligner`.
+    implementation: see `functional.attend.attend`; an `Aligner` reads in its own way.
 
+    >>> from attention_zoo.modules import Additive
     >>> attention = Attention(Additive(units=8))
     >>> values, queries = jnp.ones((2, 7, 5)), jnp.ones((2, 3, 4))
     >>> variables = attention.init(jax.random.key(0), queries, values, method="over")
@@ -180,8 +45,8 @@ class Attention(nn.Module):
     ((2, 3, 5), (2, 3, 7))
     """
 
-    score: nn.Module
-    alignment: Callable[..., jax.Array] = softmax
+    score: Any
+    alignment: Callable[..., Any] = softmax
     implementation: str = "plain"
 
     @checked
@@ -189,27 +54,89 @@ class Attention(nn.Module):
         """Projects the source once. mask: True = a real position, all of them by default."""
         real = jnp.ones(values.shape[:-1], bool) if mask is None else jnp.asarray(mask)
         (values,) = promote_dtype(values, dtype=self.score.dtype)
-        return Memory(self.score.remember(values), values, real)
+        extra = self.alignment.remember(values) if isinstance(self.alignment, Aligner) else None
+        return Memory(self.score.remember(values), values, real, extra)
 
-    def start(self, memory: Memory | None) -> Any:
-        """The state before the first query; None where the mechanism has none."""
-        return None
+    def start(self, memory: Memory | None) -> AttentionState | None:
+        """The state before the first query; None where the mechanism has none.
+
+        Raises:
+            ValueError: the mechanism has one, and there is no memory to make it for.
+        """
+        parts = [part if isinstance(part, (Past, Aligner)) else None for part in (self.score, self.alignment)]
+        if parts == [None, None]:
+            return None
+        if memory is None:
+            raise ValueError("this attention may carry a state, so that it starts from a memory; got None")
+        states = [None if part is None else part.start(memory) for part in parts]
+        return None if all(state is None for state in states) else AttentionState(*states)
 
     @checked
     def __call__(
-        self, queries: Float[Array, "*#b T Q"], memory: Memory, state: Any = None
+        self, queries: Float[Array, "*#b T Q"], memory: Memory, state: Any = None, deterministic: bool = True
     ) -> tuple[Float[jax.Array, "*b T V"], Alignment, Any]:
-        """Attends for queries [..., T, Q]: context [..., T, V], the alignment, and the next state."""
+        """Attends for queries [..., T, Q]: context [..., T, V], the alignment, and the next state.
+
+        Args:
+            queries: T of them, the next ones of a sequence.
+            memory: from `remember`. state: from `start`, or from the last call.
+            deterministic: False in training, where some alignments draw noise from the rng stream "alignment".
+
+        Raises:
+            ValueError: the mechanism carries a state, and got none.
+        """
+        if not isinstance(self.score, Past):
+            return self._together(queries, memory, state, deterministic)
+        if state is None:
+            raise ValueError("this score knows where was attended before: it needs a state, from `start`; got None")
+        if queries.shape[-2] == 1:
+            return self._one(queries, memory, state, deterministic)
+        return self._one_by_one(queries, memory, state, deterministic)
+
+    def _together(
+        self, queries: jax.Array, memory: Memory, state: Any, deterministic: bool
+    ) -> tuple[jax.Array, Alignment, Any]:
+        """All queries at once; the state of an alignment runs through them."""
         queries, keys, values = promote_dtype(queries, memory.keys, memory.values, dtype=self.score.dtype)
-        context, alignment = attend(
-            queries,
-            keys,
-            values,
-            memory.mask[..., None, :],
-            score=self.score,
-            align=self.alignment,
-            implementation=self.implementation,
-        )
+        if not isinstance(self.alignment, Aligner):
+            mask = memory.mask[..., None, :]
+            read = {"score": self.score, "align": self.alignment, "implementation": self.implementation}
+            return *attend(queries, keys, values, mask, **read), state
+        if state is None and self.start(memory) is not None:
+            raise ValueError("this alignment carries a state: it needs the last one, or that of `start`; got None")
+        before = None if state is None else state.alignment
+        memory = memory._replace(keys=keys, values=values)
+        context, alignment, after = self.alignment.attend(self.score, queries, memory, before, deterministic)
+        return context, alignment, None if state is None else state._replace(alignment=after)
+
+    def _one(
+        self, query: jax.Array, memory: Memory, state: AttentionState, deterministic: bool
+    ) -> tuple[jax.Array, Alignment, AttentionState]:
+        """One query [..., 1, Q] of a score that knows the past."""
+        enriched = memory._replace(keys=self.score.enrich(memory.keys, state.score))
+        context, alignment, state = self._together(query, enriched, state, deterministic)
+        return context, alignment, state._replace(score=self.score.update(state.score, alignment.weights[..., 0, :]))
+
+    def _one_by_one(
+        self, queries: jax.Array, memory: Memory, state: AttentionState, deterministic: bool
+    ) -> tuple[jax.Array, Alignment, AttentionState]:
+        steps = jnp.moveaxis(queries, -2, 0)[..., None, :]  # [T, ..., 1, Q]
+        if self.is_initializing():
+            self._one(steps[0], memory, state, deterministic)  # makes the parameters that the loop then reads
+        noisy = not deterministic and self.has_rng(NOISE)
+        random = jax.random.split(self.make_rng(NOISE), len(steps)) if noisy else None
+        module, variables = self.unbind()
+
+        def step(constants: Any, state: AttentionState, inputs: Any) -> Any:
+            variables, memory = constants
+            query, key = inputs
+            rngs = None if key is None else {NOISE: key}
+            found: Any = module.apply(variables, query, memory, state, deterministic, rngs=rngs, method="_one")
+            context, alignment, state = found
+            return state, (context, alignment)
+
+        state, found = scan(step, (variables, memory), state, (steps, random))
+        context, alignment = jax.tree.map(lambda step: jnp.moveaxis(step[..., 0, :], 0, -2), found)
         return context, alignment, state
 
     @checked

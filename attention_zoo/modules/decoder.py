@@ -10,8 +10,10 @@ from flax.typing import Dtype
 from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.loop import scan
 from attention_zoo.functional.recurrent import State
-from attention_zoo.modules.attention import Attention, Memory
+from attention_zoo.modules.alignment import NOISE
+from attention_zoo.modules.attention import Attention
 from attention_zoo.modules.dense import Dense
+from attention_zoo.modules.memory import Memory
 from attention_zoo.modules.recurrent import CELLS, RecurrentLayer
 from attention_zoo.notation import Array, Bool, Float, checked
 
@@ -98,7 +100,7 @@ class RecurrentDecoder(nn.Module):
             return hidden, state._replace(layers=layers), None
         if self.query == "current" and not self.input_feeding:
             hidden, layers = self._run(inputs, state.layers, deterministic)
-            context, alignment, attention = self.ask(hidden, memory, state.attention)
+            context, alignment, attention = self.ask(hidden, memory, state.attention, deterministic)
             return self._attentional(context, hidden), DecoderState(layers, None, attention), alignment
         return self._loop(inputs, memory, state, deterministic)
 
@@ -123,14 +125,14 @@ class RecurrentDecoder(nn.Module):
         # Once, not in every step, where the copies would not be the constants that `scan` knows. Vectors are left:
         # their gradients are summed step by step, in float32.
         variables = jax.tree.map(lambda leaf: _in_dtype(leaf, self.dtype) if leaf.ndim > 1 else leaf, variables)
-        random = not deterministic and self.dropout > 0
-        keys = jax.random.split(self.make_rng("dropout"), len(projected)) if random else None
+        noisy = {"dropout": self.dropout > 0, NOISE: self.has_rng(NOISE)}
+        streams = [name for name, used in noisy.items() if used and not deterministic]
+        keys = {name: jax.random.split(self.make_rng(name), len(projected)) for name in streams}
 
         def step(constants: Any, state: DecoderState, inputs: Any) -> Any:
             variables, memory = constants
-            projected, key = inputs
-            rngs = None if key is None else {"dropout": key}
-            return module.apply(variables, memory, deterministic, state, projected, method=one, rngs=rngs)
+            projected, keys = inputs
+            return module.apply(variables, memory, deterministic, state, projected, method=one, rngs=keys)
 
         state, (steps, alignment) = scan(step, (variables, memory), state, (projected, keys))
         features, *context = jax.tree.map(lambda step: jnp.moveaxis(step, 0, -2), steps)
@@ -147,16 +149,20 @@ class RecurrentDecoder(nn.Module):
             finals.append(layer.step(layer.project(dropped), state))
         return tuple(finals)
 
-    def ask(self, queries: jax.Array, memory: Memory | None, state: Any) -> tuple[jax.Array, Alignment, Any]:
+    def ask(
+        self, queries: jax.Array, memory: Memory | None, state: Any, deterministic: bool
+    ) -> tuple[jax.Array, Alignment, Any]:
         """Attends for queries [..., T, D]."""
         assert self.attention is not None
         if memory is None:
             raise ValueError("a decoder with attention needs a memory, from `attention.remember`; got None")
-        return self.attention(queries, memory, state)
+        return self.attention(queries, memory, state, deterministic)
 
-    def ask_once(self, query: jax.Array, memory: Memory | None, state: Any) -> tuple[jax.Array, Alignment, Any]:
+    def ask_once(
+        self, query: jax.Array, memory: Memory | None, state: Any, deterministic: bool
+    ) -> tuple[jax.Array, Alignment, Any]:
         """Attends for one query [..., D]: context [..., V]."""
-        context, alignment, state = self.ask(query[..., None, :], memory, state)
+        context, alignment, state = self.ask(query[..., None, :], memory, state, deterministic)
         return context[..., 0, :], alignment, state
 
     def _attentional(self, context: jax.Array, hidden: jax.Array) -> jax.Array:
@@ -184,7 +190,7 @@ def _check_rows(
 def _previous(module, memory, deterministic, state, projected):  # type: ignore[no-untyped-def]
     """Bahdanau's step: s_{t-1} asks, the context enters the cell."""
     before = state.layers[-1].hidden
-    context, alignment, attention = module.ask_once(before, memory, state.attention)
+    context, alignment, attention = module.ask_once(before, memory, state.attention, deterministic)
     layers = module.advance(projected + module.enter(context), state.layers, deterministic)
     return DecoderState(layers, None, attention), ((before, context), alignment)
 
@@ -193,6 +199,6 @@ def _current(module, memory, deterministic, state, projected):  # type: ignore[n
     """Luong's step with input feeding: the last attentional vector enters the cell, h_t asks."""
     layers = module.advance(projected + module.enter(state.fed), state.layers, deterministic)
     hidden = layers[-1].hidden
-    context, alignment, attention = module.ask_once(hidden, memory, state.attention)
+    context, alignment, attention = module.ask_once(hidden, memory, state.attention, deterministic)
     fed = module._attentional(context, hidden)
     return DecoderState(layers, fed, attention), ((fed,), alignment)

@@ -63,8 +63,12 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one input gave: the text to print, warnings about the input, and a figure on request."""
+    """What one input gave: the text to print, warnings about the input, a figure on request, and what it shows.
+
+    `looked`: the alignment's weights [T, S], the S source symbols and the T symbols written; None without attention.
+    """
 
     text: str
     warnings: tuple[str, ...] = ()
     plot: Callable[[Path], None] | None = None
+    looked: tuple[np.ndarray, list[str], list[str]] | None = None

@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +54,9 @@ def fit(experiment: Experiment, workdir: Path | str, *, log_every: int = 50) -> 
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir))
         reporter = stack.enter_context(Reporter(workdir, experiment.name, experiment.steps, silent=not first))
-        run = Run(experiment, checkpoints, reporter, Steps(experiment, mesh))
+        steps = Steps(experiment, mesh)
+        stack.callback(steps.close)
+        run = Run(experiment, checkpoints, reporter, steps)
         run.prepare(workdir)
         with StopRequest() as stop:  # Before and after it everything is saved, and Ctrl-C may end the run at once.
             run.train(stop, log_every)
@@ -105,7 +106,7 @@ class Run:
         self.batch: dict[str, jax.Array] | None = None
 
     def prepare(self, workdir: Path) -> None:
-        """Compiles the step for every shape while the state is restored or made and the first batch is read."""
+        """Compiles the step for the first batch's shape while the state is made; the other shapes are on their way."""
         found = self.checkpoints.restore(self.steps.state_shapes, self.iterator, self.reporter.tell)
         digest = getattr(self.experiment.data, "digest", "")
         if found and found[1].data != digest:
@@ -115,14 +116,13 @@ class Run:
         if found:
             self.state, self.progress = found
         if not self._done():
-            shapes = sorted(self.experiment.data.shapes(), key=_size, reverse=True)  # The longest to compile first.
-            with ThreadPoolExecutor(len(shapes)) as threads:
-                compiling = [threads.submit(self.steps.compile, shape) for shape in shapes]
-                if not found:
-                    self.state, self.progress = self.steps.initial(), Progress(data=digest)
-                self.batch = self._next_batch()
-                for result in compiling:
-                    result.result()
+            self.batch = self._next_batch()
+            # The first batch's shape first and alone, so that training begins soon; the others while it goes on.
+            shapes = sorted(self.experiment.data.shapes(), key=self._comes_later)
+            self.steps.compile_ahead(shapes)
+            if not found:
+                self.state, self.progress = self.steps.initial(), Progress(data=digest)
+            self.steps.ready(self.batch)
         self.saved = self.progress.step
         if found:
             self.reporter.tell(f"Going on after step {self.saved}.")
@@ -161,12 +161,20 @@ class Run:
             write_whole(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
         return summary
 
+    def _comes_later(self, shape: Batch) -> bool:
+        """Whether the first batch has another shape."""
+        assert self.batch is not None
+        return any(leaf.shape[1:] != self.batch[name].shape[1:] for name, leaf in shape.items())
+
     def _next_batch(self) -> dict[str, jax.Array]:
         return shard_batch(next(self.iterator), self.steps.mesh)
 
     def _advance(self) -> None:
         """One step. The batch after it is read while the devices work on it."""
         batch, self.batch = self.batch or self._next_batch(), None
+        waiting = time.monotonic()
+        self.steps.ready(batch)
+        self.mark += time.monotonic() - waiting  # no time of training
         self.state, metrics = self.steps(self.state, batch)
         self.progress.step += 1
         self.meter.add(metrics)
@@ -263,10 +271,6 @@ class Run:
             "versions": machine.versions(),
             "seed": self.experiment.seed,
         }
-
-
-def _size(batch: Batch) -> int:
-    return sum(leaf.size for leaf in batch.values())
 
 
 def score_of(metrics: Mapping[str, Any], experiment: Experiment) -> float:

@@ -1,6 +1,7 @@
 """One step of training: the state, the compiled update, and the parameters to evaluate."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -65,8 +66,8 @@ def evaluation_parameters(state: TrainState) -> Any:
 class Steps:
     """The train step compiled for one batch shape after another, with the state laid out over a mesh.
 
-    `compile(batch)` may be called from several threads, since XLA compiles without Python's lock; a shape that was
-    not compiled ahead is compiled when it comes.
+    `compile_ahead(batches)` compiles in a thread of its own, since XLA compiles without Python's lock; a shape that was
+    not compiled ahead is compiled when it comes. `close` gives up what is not begun.
     """
 
     def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
@@ -77,9 +78,10 @@ class Steps:
         shapes = jax.eval_shape(self._initial, self._blank)
         self.shardings = tree_shardings(shapes, mesh)
         self.state_shapes: TrainState = jax.tree.map(_placed, shapes, self.shardings)
-        step = train_step(experiment.objective, experiment.optimizer)
-        self._step = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
-        self._compiled: dict[Any, Any] = {}
+        self.step = train_step(experiment.objective, experiment.optimizer)
+        self._step = jax.jit(self.step, donate_argnums=0, out_shardings=(self.shardings, None))
+        self._compiled: dict[Any, Future[Any]] = {}
+        self._compiler = ThreadPoolExecutor(1)
 
     def initial(self) -> TrainState:
         """The state before the first step, made where it stays."""
@@ -87,19 +89,35 @@ class Steps:
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
         return jax.jit(self._initial, out_shardings=self.shardings, compiler_options=options)(self._blank)
 
-    def compile(self, batch: Batch) -> None:
-        """Compiles the step for whole batches, those of all processes together, as wide as this one."""
-        rows = batch_sharding(self.mesh)
-        shapes = {
-            name: jax.ShapeDtypeStruct((self._batch_size, *leaf.shape[1:]), leaf.dtype, sharding=rows)
-            for name, leaf in batch.items()
-        }
-        self._compiled[_shape(shapes)] = self._step.lower(self.state_shapes, shapes).compile()
+    def compile_ahead(self, batches: Sequence[Batch]) -> None:
+        """Begins to compile for whole batches as wide as these, one after the other."""
+        for batch in batches:
+            shapes = self._whole(batch)
+            self._compiled[_shape(shapes)] = self._compiler.submit(self._compile, shapes)
+
+    def ready(self, batch: Mapping[str, Any]) -> Callable[..., Any]:
+        """The step for a batch that `shard_batch` has placed; waits until it is compiled, if that was begun."""
+        compiled = self._compiled.get(_shape(batch))
+        return self._step if compiled is None else compiled.result()
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step on a batch that `shard_batch` has placed; the old state is given up."""
-        run = self._compiled.get(_shape(batch))
-        return self._step(state, batch) if run is None else run(state, batch)
+        return self.ready(batch)(state, batch)
+
+    def close(self) -> None:
+        """Ends the compiling of shapes that nobody will need."""
+        self._compiler.shutdown(wait=False, cancel_futures=True)
+
+    def _whole(self, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of a batch of all processes' rows, as wide as this one."""
+        rows = batch_sharding(self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct((self._batch_size, *leaf.shape[1:]), leaf.dtype, sharding=rows)
+            for name, leaf in batch.items()
+        }
+
+    def _compile(self, shapes: dict[str, jax.ShapeDtypeStruct]) -> Any:
+        return self._step.lower(self.state_shapes, shapes).compile()
 
 
 def _placed(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:

@@ -75,28 +75,38 @@ class Translator:
             decoded = self.search(params, batch["source"], batch["source_lengths"], width=beam_size)
             for row, text in enumerate(inputs[first : first + self.data.batch_size]):
                 output = self.data.target.decode(np.asarray(decoded.tokens[row]))
-                yield Prediction(output, self._warnings(text), self._heat_map(batch, decoded, row))
+                looked = self._looked(batch, decoded, row)
+                yield Prediction(output, self._warnings(text), self._heat_map(batch, looked, row), looked)
 
     def _warnings(self, text: str) -> tuple[str, ...]:
         names = ", ".join(repr(symbol) for symbol in self.data.source.unknown(text))
         return (f"{text!r} has symbols that were never seen in training: {names}.",) if names else ()
 
-    def _heat_map(self, batch: Mapping[str, np.ndarray], decoded: Decoded, row: int) -> Callable[[Path], None] | None:
-        """Writes the row's weights as a picture, source and translation on the axes; None without attention."""
+    def _looked(
+        self, batch: Mapping[str, np.ndarray], decoded: Decoded, row: int
+    ) -> tuple[np.ndarray, list[str], list[str]] | None:
+        """The row's weights [T, S] without padding, its source symbols and what was written; None without attention."""
         alignment: Any = decoded.alignment
         if alignment is None:
             return None
         source = np.asarray(batch["source"][row])[: int(batch["source_lengths"][row])]
         tokens = np.asarray(decoded.tokens[row])[: int(decoded.lengths[row])]
         weights = np.asarray(alignment.weights[row])[: len(tokens), : len(source)]
-        labels = self.data.source.tokens(source), self.data.target.tokens(tokens)
-        spans = None
+        return weights, self.data.source.tokens(source), self.data.target.tokens(tokens)
+
+    def _heat_map(
+        self, batch: Mapping[str, np.ndarray], looked: tuple[np.ndarray, list[str], list[str]] | None, row: int
+    ) -> Callable[[Path], None] | None:
+        """Writes the row's weights as a picture, source and translation on the axes; None without attention."""
+        if looked is None:
+            return None
+        written, spans = len(looked[0]), None
         if "spans" in batch:
-            spans = np.zeros((len(tokens), 2), np.int32)
-            spans[: batch["spans"].shape[1]] = batch["spans"][row][: len(tokens)]
+            spans = np.zeros((written, 2), np.int32)
+            spans[: batch["spans"].shape[1]] = batch["spans"][row][:written]
 
         def plot(path: Path) -> None:
-            save(draw_alignment(weights, *labels, spans=spans), path)
+            save(draw_alignment(*looked, spans=spans), path)
 
         return plot
 
@@ -105,7 +115,7 @@ class Translator:
         batch = next(iter(self.data.split("dev")))
         decoded = self.search(params, batch["source"], batch["source_lengths"], width=1)
         for number, row in enumerate(self._chosen(batch, count), start=1):
-            plot = self._heat_map(batch, decoded, row)
+            plot = self._heat_map(batch, self._looked(batch, decoded, row), row)
             if plot is not None:
                 plot(folder / f"alignment_{number}.png")
 
@@ -149,7 +159,10 @@ def translation(
     steps: int,
     tokenize: str | None = None,
     label_smoothing: float = 0.0,
+    guided: float = 0.0,
+    coverage: float = 0.0,
     best_metric: str = "exact_match",
+    pictures: int = 4,
     **settings: Any,
 ) -> Experiment:
     """An `Experiment` that trains `model` to translate by teacher forcing and judges it by what it writes itself.
@@ -158,7 +171,8 @@ def translation(
         model: a Linen module with `__call__`, `start` and `step` as `models.seq2seq.Seq2Seq` has them.
         data: a `data.TextData`.
         tokenize: sacrebleu's tokenisation, to score BLEU and chrF too; None where the task is not text.
-        label_smoothing: what the loss gives to the whole vocabulary, in [0, 1).
+        label_smoothing, guided, coverage: see `objectives.teacher_forcing`.
+        pictures: heat maps that are drawn in the end.
         settings: further fields of `Experiment`: seed, evaluate_every, checkpoint_every, patience, ...
     """
     translator = Translator(model, data, tokenize)
@@ -171,12 +185,12 @@ def translation(
         name=name,
         data=data,
         init=init,
-        objective=teacher_forcing(model, label_smoothing),
+        objective=teacher_forcing(model, label_smoothing, guided=guided, coverage=coverage),
         optimizer=optimizer,
         evaluate=translator.evaluate,
         best_metric=best_metric,
         predict=translator.predict,
-        draw=translator.draw,
+        draw=partial(translator.draw, count=pictures),
         steps=steps,
         batch_size=data.batch_size,
         **settings,

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from attention_zoo.data import reverse
@@ -21,6 +22,18 @@ def test_targets_are_sources_backwards():
         assert [text.split()[::-1] for text in data.sources(name)] == [text.split() for text in data.references(name)]
     assert data.source is data.target
     assert set(data.skipped.values()) == {0}
+
+
+def test_a_gold_span_is_the_word_itself():
+    data = reverse(4, train_examples=53, dev_examples=11, test_examples=7)
+    for batch in data.split("dev"):
+        for row in range(batch["valid"].sum()):
+            words = batch["target_lengths"][row] - 1  # without END
+            start, end = batch["spans"][row].T
+            np.testing.assert_array_equal(end[:words] - start[:words], 1)
+            np.testing.assert_array_equal(batch["source"][row][start[:words]], batch["target"][row][:words])
+            np.testing.assert_array_equal(start[:words], np.arange(words)[::-1])
+            np.testing.assert_array_equal(batch["spans"][row][words:], 0)
 
 
 def test_the_seed_decides(tmp_path):

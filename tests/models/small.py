@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_zoo.models import Seq2Seq
-from attention_zoo.models.seq2seq import SCORES
+from attention_zoo.models.mechanisms import ALIGNMENTS, SCORES
 
 B, S, T, N_SOURCE, N_TARGET = 3, 7, 5, 13, 11
 LENGTHS = (S, 4, 0)
@@ -18,10 +18,22 @@ FAMILIES = {
     "feeding": {"attention": "luong", "score": "general", "encoder_layers": 2, "decoder_layers": 2, "bridge": "copy"},
     "at_once": {"attention": "luong", "score": "dot", "input_feeding": False, "tied": True},
 }
+AT_ONCE = {"attention": "luong", "score": "general", "input_feeding": False, "window": 2}
+OTHERS = tuple(name for name in ALIGNMENTS if name != "softmax")
 MECHANISMS = FAMILIES | {
     "none": {"attention": "none"},
     **{f"bahdanau_{score}": {"attention": "bahdanau", "score": score} for score in SCORES if score != "additive"},
     "bahdanau_deep": {"attention": "bahdanau", "cell": "gru", "bridge": "backward", "decoder_layers": 2},
+    **{
+        f"bahdanau_{name}": {"attention": "bahdanau", "alignment": name, "window": 2}
+        for name in ALIGNMENTS
+        if name != "softmax"
+    },
+    **{f"at_once_{name}": {**AT_ONCE, "alignment": name} for name in ("local_m", "local_p", "monotonic", "mocha")},
+    "feeding_local_p": {"attention": "luong", "score": "dot", "alignment": "local_p", "window": 1},
+    **{f"bahdanau_past_{past}": {"attention": "bahdanau", "past": past} for past in ("location", "coverage")},
+    "at_once_past_coverage": {**AT_ONCE, "past": "coverage", "alignment": "mocha"},
+    "at_once_past_location": {**AT_ONCE, "past": "location", "alignment": "local_p"},
     "at_once_one_hot": {"attention": "luong", "score": "additive", "input_feeding": False, "one_hot": True},
 }
 

@@ -31,11 +31,40 @@ def bahdanau_2014():
     return 2 * words * m + encoder + decoder + readout
 
 
-def luong_2015():
+def luong_2015(score=1000 * 1000):
+    """With W_a of the general score, or what another mechanism learns instead."""
     words, n = 50_000, 1000
     encoder = 4 * lstm(n, n)
-    decoder = lstm(2 * n, n) + 3 * lstm(n, n) + n * n + n * 2 * n  # input feeding, W_a, W_c
+    decoder = lstm(2 * n, n) + 3 * lstm(n, n) + score + n * 2 * n  # input feeding, W_c
     return 2 * words * n + encoder + decoder + words * (n + 1)
+
+
+def luong_2015_dot():
+    return luong_2015(0)
+
+
+def luong_2015_concat():
+    return luong_2015(1000 * 2000 + 1000)
+
+
+def luong_2015_location():
+    return luong_2015(1000 * 51)
+
+
+def luong_2015_local_m_general():
+    return luong_2015()
+
+
+def luong_2015_local_m_dot():
+    return luong_2015(0)
+
+
+def luong_2015_local_p_general():
+    return luong_2015(1000 * 1000 + 1000 * 1000 + 1000)  # W_a, W_p and v_p
+
+
+def luong_2015_local_p_dot():
+    return luong_2015(1000 * 1000 + 1000)
 
 
 def joeynmt_reverse():
@@ -64,7 +93,17 @@ def translator():
     return 2 * words * e + 2 * lstm(e, n) + decoder + readout
 
 
-PAPERS = (bahdanau_2014, luong_2015, joeynmt_reverse, dates_small, dates_luong_small, translator)
+LUONGS = (
+    luong_2015,
+    luong_2015_dot,
+    luong_2015_concat,
+    luong_2015_location,
+    luong_2015_local_m_general,
+    luong_2015_local_m_dot,
+    luong_2015_local_p_general,
+    luong_2015_local_p_dot,
+)
+PAPERS = (bahdanau_2014, *LUONGS, joeynmt_reverse, dates_small, dates_luong_small, translator)
 COUNTS = {count.__name__: count for count in PAPERS}
 
 

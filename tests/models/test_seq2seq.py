@@ -43,7 +43,11 @@ def test_decode_equivalence(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), other, expected)
     if expected[1] is not None:
         weights = np.asarray(expected[1].weights)
-        np.testing.assert_allclose(weights[:2].sum(-1), 1, rtol=1e-5)
+        sums = weights[:2].sum(-1)
+        if MECHANISMS[name].get("alignment") in ("local_m", "local_p", "monotonic", "mocha"):
+            assert (sums < 1 + 1e-5).all() and sums.any()  # the rest fell to a Gaussian, or off an end of the source
+        else:
+            np.testing.assert_allclose(sums, 1, rtol=1e-5)
         assert not weights[1, :, 4:].any() and not weights[2].any()
 
 
@@ -151,7 +155,7 @@ def test_loss_without_whole_logits_equals_cross_entropy_of_the_logits(tied):
         return cross_entropy(logits, target, mask, 0.1), token_accuracy(logits.argmax(-1), target, mask)
 
     def sliced(params):
-        return model.apply(params, source, lengths, inputs, target, mask, 0.1, method="loss")
+        return model.apply(params, source, lengths, inputs, target, mask, 0.1, method="loss")[:2]
 
     found, expected = (quick_jit(jax.value_and_grad(loss, has_aux=True))(params) for loss in (sliced, whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)

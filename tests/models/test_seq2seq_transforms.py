@@ -24,9 +24,9 @@ def family(name: str):
     return model, tuple(arguments), quick_jit(model.apply)
 
 
-def loss(model, params, *inputs):
+def loss(model, params, *inputs, **options):
     """A number that every logit and every weight moves differently, and the logits and weights."""
-    results = model.apply(params, *inputs)
+    results = model.apply(params, *inputs, **options)
     leaves = jax.tree.leaves(results)
     return sum(jnp.vdot(leaf, jnp.cos(jnp.arange(leaf.size)).astype(leaf.dtype)) for leaf in leaves), results
 
@@ -60,7 +60,9 @@ def test_as_an_nnx_module(name):
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_every_parameter_learns_and_an_empty_source_is_harmless(name):
     model, params, *inputs = make(**MECHANISMS[name])
-    gradient = quick_jit(jax.value_and_grad(partial(loss, model), has_aux=True))
+    # In training: what is decided at inference is an expectation or a sample then, which has a gradient.
+    training = {"deterministic": False, "rngs": {"alignment": jax.random.key(0)}}
+    gradient = quick_jit(jax.value_and_grad(partial(loss, model, **training), has_aux=True))
     (_, (logits, alignment)), gradients = gradient(params, *inputs)
     assert LENGTHS[2] == 0 and np.isfinite(logits).all()
     assert alignment is None or not alignment.weights[2].any()

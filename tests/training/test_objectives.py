@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from attention_zoo.functional.alignment import Alignment
 from attention_zoo.training import shifted, teacher_forcing
 from tests.training.tiny import Tiny, experiment, rows
 
@@ -73,3 +74,36 @@ def test_dropout_is_on_and_drawn_from_the_key():
     loss = jax.jit(lambda key: teacher_forcing(model)(weights, batch, key)[0])
     first, again, other = (float(loss(jax.random.key(seed, impl="unsafe_rbg"))) for seed in (1, 1, 2))
     assert first == again != other
+
+
+SPANS = np.zeros((3, 5, 2), np.int32)
+SPANS[0, :2], SPANS[1, 3] = [[0, 2], [1, 5]], [4, 5]
+
+
+class Looking(nn.Module):
+    """Looks where its parameter says, whatever the source."""
+
+    @nn.compact
+    def __call__(self, source, source_lengths, inputs, deterministic=True):
+        logits = nn.Embed(11, 11, name="table")(inputs)
+        return logits, Alignment(jax.nn.softmax(self.param("looks", nn.initializers.zeros, (3, 5, 5))))
+
+
+def test_losses_of_the_alignment_are_added_with_their_weights():
+    weights = {**params(), "looks": np.random.default_rng(0).normal(size=(3, 5, 5))}
+    objective = teacher_forcing(Looking(), guided=2.0, coverage=0.5)
+    total, found = objective(weights, {**BATCH, "spans": SPANS}, jax.random.key(0))
+    looks = np.exp(weights["looks"]) / np.exp(weights["looks"]).sum(-1, keepdims=True)
+    guided = -np.log([looks[0, 0, :2].sum(), looks[0, 1, 1:5].sum(), looks[1, 3, 4]]).mean()
+    again = [np.minimum(looks[b, t], looks[b, :t].sum(0)).sum() for b, size in enumerate(LENGTHS) for t in range(size)]
+    np.testing.assert_allclose(found["guided_alignment"], guided, rtol=1e-5)
+    np.testing.assert_allclose(found["coverage_penalty"], np.mean(again), rtol=1e-5)
+    np.testing.assert_allclose(found["loss"], by_hand()[0], rtol=1e-5)
+    np.testing.assert_allclose(total, by_hand()[0] + 2 * guided + 0.5 * np.mean(again), rtol=1e-5)
+
+
+def test_a_loss_of_the_alignment_needs_one_and_its_gold():
+    with pytest.raises(ValueError, match="needs a model with attention"):
+        teacher_forcing(NextToken(), coverage=1.0)(params(), BATCH, jax.random.key(0))
+    with pytest.raises(ValueError, match="needs data with gold spans"):
+        teacher_forcing(Looking(), guided=1.0)({**params(), "looks": np.zeros((3, 5, 5))}, BATCH, jax.random.key(0))

@@ -1,0 +1,66 @@
+"""Align at random, with a gradient: samples of a location relaxed into weights that can be differentiated."""
+
+import jax
+import jax.numpy as jnp
+
+from attention_zoo.functional.sparse import tempered
+from attention_zoo.notation import Array, Bool, Float, checked
+
+
+@checked
+def gumbel_softmax(
+    scores: Float[Array, "*b T S"],
+    mask: Bool[Array, "*#b #T S"] | None,
+    key: jax.Array,
+    *,
+    temperature: Float[Array, ""] | float | int = 1.0,
+) -> Float[Array, "*b T S"]:
+    """A relaxed sample of one location a row, `softmax((e + g) / theta)` with Gumbel noise g (Jang 2017, eq. 2).
+
+    The largest weight falls on s with probability softmax(e)_s, at any temperature; as theta -> 0 the row becomes
+    one-hot, an exact sample (the Concrete distribution, Maddison 2017). The gradient by the scores is biased.
+
+    Args:
+        scores, mask: as in `alignment.softmax`.
+        key: one random key; the noise is drawn per element of `scores`, so other shapes (padding) see other noise.
+        temperature: theta; 0.1 to 1 is usual.
+
+    Returns:
+        weights [..., T, S] that sum to one over S, to zero in rows with nothing to attend to.
+
+    Raises:
+        ValueError: the temperature is not above zero.
+    """
+    return tempered(_perturbed(scores, key), mask, temperature=temperature).astype(jnp.asarray(scores).dtype)
+
+
+@checked
+def straight_through(
+    scores: Float[Array, "*b T S"],
+    mask: Bool[Array, "*#b #T S"] | None = None,
+    key: jax.Array | None = None,
+    *,
+    temperature: Float[Array, ""] | float | int = 1.0,
+) -> Float[Array, "*b T S"]:
+    """Looks at one location, and is differentiated as if it looked at all: one-hot values with a soft gradient.
+
+    Forward: exactly 1 at the largest `e + g`, 0 elsewhere. Backward: the gradient of `gumbel_softmax` with the same
+    noise g (straight-through Gumbel-softmax, Jang 2017, section 2.2). Without a key g is 0: no sample but the largest
+    score, with the gradient of `softmax(e / theta)`. Of equal scores the lower position is taken.
+
+    Arguments and results are otherwise those of `gumbel_softmax`.
+    """
+    perturbed = _perturbed(scores, key)
+    soft = tempered(perturbed, mask, temperature=temperature)
+    # A row of -inf alone has a largest score too, but nothing to attend to.
+    filled = perturbed if mask is None else jnp.where(jnp.broadcast_to(mask, perturbed.shape), perturbed, -jnp.inf)
+    largest = jax.nn.one_hot(jnp.argmax(filled, axis=-1), filled.shape[-1], dtype=bool) & (filled > -jnp.inf)
+    # soft - soft is exactly zero, so the ones and zeros stay what they are.
+    return (largest + (soft - jax.lax.stop_gradient(soft))).astype(jnp.asarray(scores).dtype)
+
+
+def _perturbed(scores: Array, key: jax.Array | None) -> jax.Array:
+    """The scores in float32 at least, with Gumbel noise where there is a key."""
+    scores = jnp.asarray(scores)
+    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    return wide if key is None else wide + jax.random.gumbel(key, wide.shape, wide.dtype)

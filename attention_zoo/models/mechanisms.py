@@ -1,0 +1,48 @@
+"""Every mechanism of the zoo by name: the scores and alignments that a model's fields choose from."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from attention_zoo.functional.alignment import softmax
+from attention_zoo.functional.sparse import entmax15, sparsemax, tempered, top_k
+from attention_zoo.modules.alignment import GumbelSoftmax, LocalM, LocalP, MoChA, Monotonic, StraightThrough
+from attention_zoo.modules.attention import Attention
+from attention_zoo.modules.past import Coverage, LocationSensitive
+from attention_zoo.modules.scores import Additive, Concat, Cosine, Dot, General, Location, ScaledDot
+
+# From the model's fields and the width of the annotations.
+SCORES: dict[str, Callable[[Any, int], Any]] = {
+    "additive": lambda model, width: Additive(model.decoder_units, dtype=model.dtype),
+    "additive_normalised": lambda model, width: Additive(model.decoder_units, normalised=True, dtype=model.dtype),
+    "concat": lambda model, width: Concat(model.decoder_units, dtype=model.dtype),
+    "general": lambda model, width: General(model.decoder_units, dtype=model.dtype),
+    "dot": lambda model, width: Dot(dtype=model.dtype),
+    "scaled_dot": lambda model, width: ScaledDot(dtype=model.dtype),
+    "cosine": lambda model, width: Cosine(width, dtype=model.dtype),
+    "location": lambda model, width: Location(model.positions, dtype=model.dtype),
+}
+# From the model's fields.
+ALIGNMENTS: dict[str, Callable[[Any], Any]] = {
+    "softmax": lambda model: softmax,
+    "tempered": lambda model: partial(tempered, temperature=model.temperature),
+    "sparsemax": lambda model: sparsemax,
+    "entmax15": lambda model: entmax15,
+    "top_k": lambda model: partial(top_k, k=model.kept),
+    "local_m": lambda model: LocalM(model.window),
+    "local_p": lambda model: LocalP(model.window, dtype=model.dtype),
+    "local_p_renormalised": lambda model: LocalP(model.window, renormalise=True, dtype=model.dtype),
+    "monotonic": lambda model: Monotonic(),
+    "mocha": lambda model: MoChA(width=model.chunk, chunk_score=Additive(model.decoder_units, dtype=model.dtype)),
+    "gumbel_softmax": lambda model: GumbelSoftmax(model.temperature),
+    "straight_through": lambda model: StraightThrough(model.temperature),
+}
+PASTS = ("none", "location", "coverage")
+
+
+def mechanism(model: Any, width: int) -> Attention:
+    """The attention that a model's fields name: score, past and alignment; width of the annotations."""
+    score = SCORES[model.score](model, width)
+    if model.past != "none":
+        score = {"location": LocationSensitive, "coverage": Coverage}[model.past](score)
+    return Attention(score, ALIGNMENTS[model.alignment](model))

@@ -1,0 +1,140 @@
+"""`python -m experiments table TASK`: every mechanism at one budget, several seeds, as a table and a picture."""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from tyro.conf import Positional
+
+from attention_zoo.training import UserError
+from attention_zoo.training.machine import device, versions
+from experiments.commands.catalogue import function
+from experiments.commands.cost import costs
+from experiments.commands.gallery import gallery
+from experiments.commands.refusal import nearest
+from experiments.commands.train import train
+
+LUONG, RAFFEL = {"query": "current"}, {"score": "additive_normalised"}
+# What each row of the table trains `mechanisms` with; the other flags are the same for all.
+ROWS: dict[str, dict[str, Any]] = {
+    "additive": {},
+    "normalised additive": {"score": "additive_normalised"},
+    "dot": {"score": "dot", **LUONG},
+    "scaled dot": {"score": "scaled_dot", **LUONG},
+    "general": {"score": "general", **LUONG},
+    "concat": {"score": "concat", **LUONG},
+    "cosine": {"score": "cosine", **LUONG},
+    "location": {"score": "location", **LUONG},
+    "location-sensitive": {"past": "location"},
+    "coverage": {"past": "coverage"},
+    "coverage penalty": {"coverage": 1.0},
+    "guided": {"guided": 1.0},
+    "temperature 1/2": {"alignment": "tempered", "temperature": 0.5},
+    "sparsemax": {"alignment": "sparsemax"},
+    "entmax-1.5": {"alignment": "entmax15"},
+    "top-3": {"alignment": "top_k"},
+    "local-m": {"alignment": "local_m", "score": "general", **LUONG},
+    "local-p": {"alignment": "local_p", "score": "general", **LUONG},
+    "renormalised local-p": {"alignment": "local_p_renormalised", "score": "general", **LUONG},
+    "monotonic": {"alignment": "monotonic", **RAFFEL},
+    "MoChA": {"alignment": "mocha", **RAFFEL},
+    "Gumbel-softmax": {"alignment": "gumbel_softmax"},
+    "straight-through": {"alignment": "straight_through"},
+}
+METRICS = ("exact_match", "alignment_accuracy", "alignment_entropy")
+
+
+def table(
+    task: Positional[Literal["dates", "reverse"]],
+    workdir: Path = Path("runs/mechanisms"),
+    output: Path | None = None,
+    seeds: int = 3,
+    rows: str = "",
+    steps: int = 400,
+    train_examples: int = 20_000,
+    held_out_examples: int = 1_000,
+) -> int:
+    """Trains every mechanism that is not trained yet, measures its cost, and writes the table.
+
+    Args:
+        task: "dates" or "reverse".
+        workdir: where the runs are kept, in a folder for each task, mechanism and seed.
+        output: where TASK.json, TASK.md and TASK.png are written; the work folder by default.
+        seeds: runs of each mechanism, with the seeds 0, 1, ...
+        rows: names of mechanisms with commas between; all of them by default.
+        steps: of each run.
+        train_examples: sources in the training split.
+        held_out_examples: sources in the dev split, and as many in the test split.
+    """
+    if seeds < 1:
+        raise UserError(f"--seeds is {seeds}: there must be at least 1.")
+    budget = {"task": task, "steps": steps, "train_examples": train_examples, "held_out_examples": held_out_examples}
+    chosen = {name: {**budget, **ROWS[name]} for name in _known(rows)}
+    # Seeds differ in no program, and what one run compiled the next can read.
+    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
+    found = {name: [_run(workdir / task / _folder(name) / str(seed), flags, seed) for seed in range(seeds)]
+             for name, flags in chosen.items()}  # fmt: skip
+    measured = costs({name: function("mechanisms")(**flags) for name, flags in chosen.items()})
+    result = {"task": task, "budget": budget, "seeds": seeds, "device": device(), "versions": versions(), "rows": [
+        _row(name, chosen[name], summaries, measured[name]) for name, summaries in found.items()]}  # fmt: skip
+    output = workdir if output is None else output
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{task}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (output / f"{task}.md").write_text(render(result), encoding="utf-8")
+    gallery({name: workdir / task / _folder(name) / "0" for name in chosen}, task, output / f"{task}.png")
+    print(render(result))
+    return 0
+
+
+def _known(rows: str) -> Sequence[str]:
+    names = [name.strip() for name in rows.split(",")] if rows else list(ROWS)
+    for name in names:
+        if name not in ROWS:
+            raise UserError(f"There is no mechanism {name!r}{nearest(name, ROWS)}; there are: {', '.join(ROWS)}.")
+    return names
+
+
+def _folder(name: str) -> str:
+    return name.replace(" ", "_").replace("/", "_of_")
+
+
+def _run(folder: Path, flags: dict[str, Any], seed: int) -> dict[str, Any]:
+    print(f"{folder} ...", file=sys.stderr)
+    train("mechanisms", folder, {**flags, "seed": seed})
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def _row(name: str, flags: dict[str, Any], summaries: list[dict[str, Any]], cost: dict[str, float]) -> dict[str, Any]:
+    metrics = {metric: [summary["metrics"][metric] for summary in summaries] for metric in METRICS}
+    return {"mechanism": name, "flags": flags, **metrics, "parameters": summaries[0]["parameters"], **cost}
+
+
+def render(result: dict[str, Any]) -> str:
+    """The page of a task: its budget, the table, and the picture. Means over the seeds, and lowest to highest."""
+    budget, task = result["budget"], result["task"]
+    lines = [
+        f"# Every mechanism on `{task}`",
+        "",
+        f"`python -m experiments table {task} --output docs/mechanisms` wrote this page: {budget['steps']} steps of "
+        f"each mechanism on {budget['train_examples']:,} examples, {result['seeds']} seeds, scores on "
+        f"{budget['held_out_examples']:,} test examples (mean, lowest to highest). A step's time is a median of turns, "
+        f"on {result['device']}; its temporary memory is the compiler's figure.",
+        "",
+        "| mechanism | exact match | alignment accuracy | entropy, nats | step, ms | temporaries, MB | parameters |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        cells = [spread(row[metric], digits) for metric, digits in zip(METRICS, (3, 3, 2), strict=True)]
+        cost = [f"{row['step_ms']:.1f}", f"{row['temporary_bytes'] / 1e6:.1f}", f"{row['parameters']:,}"]
+        lines.append("| " + " | ".join([row["mechanism"], *cells, *cost]) + " |")
+    return "\n".join([*lines, "", f"![where every mechanism looks in the same source]({task}.png)", ""])
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """The mean of the seeds, and their range."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else mean

@@ -1,0 +1,73 @@
+"""The table of mechanisms: a tiny one from the command line, and the committed pages against their numbers."""
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+import jax
+import pytest
+
+from experiments.__main__ import main
+from experiments.commands.table import METRICS, ROWS, render
+from experiments.mechanisms import experiment
+
+PAGES = Path(__file__).parents[2] / "docs" / "mechanisms"
+README = (PAGES.parents[1] / "README.md").read_text(encoding="utf-8")
+TINY = "--seeds 2 --steps 2 --train_examples 64 --held_out_examples 7"
+
+
+@pytest.fixture
+def no_cache():
+    """The command keeps compiled programs in its work folder; other tests must not look there."""
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def test_a_small_table(tmp_path, monkeypatch, capsys, no_cache):
+    monkeypatch.chdir(tmp_path)
+    words = ["table", "dates", *TINY.split(), "--rows", "local-m, MoChA", "--output", "out"]
+    assert main(words) == 0
+    result = json.loads((tmp_path / "out" / "dates.json").read_text())
+    assert [row["mechanism"] for row in result["rows"]] == ["local-m", "MoChA"]
+    for row in result["rows"]:
+        assert all(len(row[metric]) == 2 and all(value >= 0 for value in row[metric]) for metric in METRICS)
+        assert row["step_ms"] > 0 and row["temporary_bytes"] > 0 and row["parameters"] > 0
+    assert (tmp_path / "out" / "dates.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "dates.md").read_text() == render(result)
+    kept = sorted(path.parent.name for path in (tmp_path / "runs").rglob("summary.json"))
+    assert kept == ["0", "0", "1", "1"]
+    capsys.readouterr()
+    assert main(words) == 0  # nothing is trained again
+    assert capsys.readouterr().err.count("is finished") == 4
+
+
+def test_an_unknown_mechanism_or_seed(capsys):
+    assert main(["table", "dates", "--rows", "local-q"]) == 2
+    assert "There is no mechanism 'local-q' (did you mean local-p" in capsys.readouterr().err
+    assert main(["table", "dates", "--seeds", "0"]) == 2
+    assert "--seeds is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["dates", "reverse"])
+def test_the_committed_page_is_what_its_numbers_give(task):
+    result = json.loads((PAGES / f"{task}.json").read_text())
+    assert (PAGES / f"{task}.md").read_text() == render(result)
+    assert [row["mechanism"] for row in result["rows"]] == list(ROWS)
+    assert all(len(row["exact_match"]) == result["seeds"] == 3 for row in result["rows"])
+    assert (PAGES / f"{task}.png").exists()
+
+
+def test_readmes_scores_of_mechanisms_are_the_tables():
+    pages = {task: json.loads((PAGES / f"{task}.json").read_text())["rows"] for task in ("dates", "reverse")}
+    rows = {task: {row["mechanism"]: fmean(row["exact_match"]) for row in page} for task, page in pages.items()}
+    for name in ROWS:
+        cell = f"| table row *{name}*: {rows['dates'][name]:.3f} / {rows['reverse'][name]:.3f}"
+        assert cell in README, cell
+
+
+def test_every_alignment_of_the_experiment_is_in_the_table():
+    choices = {name: experiment.__annotations__[name].__args__ for name in ("score", "alignment", "past")}
+    for flag, names in choices.items():
+        default = experiment.__kwdefaults__ or {}
+        used = {row.get(flag, default.get(flag)) for row in ROWS.values()}
+        assert set(names) - used <= {"softmax", "none", "additive"}

@@ -1,0 +1,183 @@
+"""Relaxed samples of a location: their distribution, their limits, their values and gradients, their masks."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from scipy.stats import chi2
+
+from attention_zoo.functional.loop import scan
+from attention_zoo.functional.relaxed import gumbel_softmax, straight_through
+from attention_zoo.functional.sparse import tempered
+
+NAN, INF = np.nan, np.inf
+# A row that sees all, one that sees some, one that sees nothing.
+B, T, S = 2, 3, 7
+MASK = np.array([[[True] * S, [True, False, True, True, False, True, False], [False] * S]] * B)
+DRAWS = 20011
+KEY = jax.random.key(5)
+both = pytest.mark.parametrize("align", [gumbel_softmax, straight_through])
+
+
+@partial(jax.jit, static_argnums=0)
+def compute(align, scores, mask, cotangents, key=KEY, temperature=0.7):
+    """Weights and the gradient by the scores."""
+    weights, pull_back = jax.vjp(lambda scores: align(scores, mask, key, temperature=temperature), scores)
+    return weights, pull_back(cotangents)[0]
+
+
+def draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and cotangents, [B, T, S]."""
+    return tuple(np.random.default_rng(seed).normal(size=(2, B, T, S)).astype(np.float32))
+
+
+@both
+def test_the_largest_weight_falls_as_softmax_says(align):
+    # Probabilities 0.1, 0.4, 0.2, 0.3 of the allowed; what is hidden would win nearly always.
+    scores = np.log(np.array([[1.0, 4.0, 1e6, 2.0, 3.0]], np.float32))
+    mask = np.array([[True, True, False, True, True]])
+    many = np.broadcast_to(scores, (DRAWS, 1, 5))
+    weights = np.asarray(jax.jit(partial(align, temperature=3.0))(many, mask, KEY))[:, 0]
+    counts, expected = np.bincount(weights.argmax(-1), minlength=5), DRAWS * np.array([0.1, 0.4, 0, 0.2, 0.3])
+    assert counts[2] == 0
+    statistic = np.sum((counts - expected)[[0, 1, 3, 4]] ** 2 / expected[[0, 1, 3, 4]])
+    assert statistic < chi2.ppf(0.99, df=3)
+
+
+def test_gumbel_softmax_is_the_softmax_of_scores_with_gumbel_noise(float64):
+    # exp(-g) of a Gumbel variable is exponential, so each weight is (w_s / x_s)^(1 / theta) up to a factor.
+    scores = np.random.default_rng(0).normal(size=(T, S))
+    exponential = np.exp(-np.asarray(jax.random.gumbel(KEY, (T, S), np.float64)))
+    expected = (np.exp(scores) / exponential) ** 2
+    found = gumbel_softmax(scores, None, KEY, temperature=0.5)
+    np.testing.assert_allclose(found, expected / expected.sum(-1, keepdims=True), rtol=1e-10)
+
+
+def test_a_low_temperature_gives_one_hot_and_a_high_one_spreads():
+    scores, cotangents = draw()
+    cold, _ = compute(gumbel_softmax, scores, MASK, cotangents, temperature=1e-6)
+    np.testing.assert_array_equal(cold, compute(straight_through, scores, MASK, cotangents)[0])
+    hot, _ = compute(gumbel_softmax, scores, MASK, cotangents, temperature=1e8)
+    np.testing.assert_allclose(hot, MASK / np.maximum(MASK.sum(-1, keepdims=True), 1), rtol=1e-6)
+
+
+def test_keys_decide():
+    scores, cotangents = draw()
+    one, again, other = (
+        compute(gumbel_softmax, scores, MASK, cotangents, key)[0] for key in (KEY, KEY, jax.random.key(6))
+    )
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 0.1
+    # Every row and every example has noise of its own.
+    alike, _ = compute(gumbel_softmax, np.zeros_like(scores), MASK, cotangents)
+    assert np.abs(alike[0, 0] - alike[1, 0]).max() > 0.1 and np.abs(alike[0, 0] - alike[0, 1]).max() > 0.1
+
+
+def test_straight_through_by_hand():
+    scores = jnp.log(jnp.array([[1.0, 5.0, 2.0], [4.0, 1.0, 4.0], [9.0, 9.0, 9.0]]))
+    mask = np.array([[True] * 3, [True] * 3, [False] * 3])
+    weights, gradient = compute(straight_through, scores, mask, jnp.array([[8.0, 0.0, 0.0]] * 3), None, 1.0)
+    np.testing.assert_array_equal(weights, [[0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    # Softmax (1/8, 5/8, 2/8) and (4/9, 1/9, 4/9): p_s ([s = 0] - p_0), eight times.
+    np.testing.assert_allclose(gradient[0], np.array([7, -5, -2]) / 8, rtol=1e-6)
+    np.testing.assert_allclose(gradient[1], np.array([20, -4, -16]) * 8 / 81, rtol=1e-6)
+    np.testing.assert_array_equal(gradient[2], 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_straight_through_is_exactly_one_hot_with_the_gradient_of_the_relaxed_sample(dtype):
+    scores, cotangents = (jnp.asarray(array, dtype) for array in draw())
+    weights, gradient = compute(straight_through, scores, MASK, cotangents)
+    relaxed, expected = compute(gumbel_softmax, scores, MASK, cotangents)
+    assert weights.dtype == gradient.dtype == relaxed.dtype == dtype
+    first = np.arange(S) == np.asarray(relaxed, np.float32).argmax(-1)[..., None]
+    np.testing.assert_array_equal(weights, first & MASK)
+    np.testing.assert_array_equal(gradient, expected)
+
+
+def test_without_a_key_the_gradient_is_that_of_the_tempered_softmax():
+    scores, cotangents = draw()
+    _, gradient = compute(straight_through, scores, MASK, cotangents, None)
+    _, pull_back = jax.vjp(lambda scores: tempered(scores, MASK, temperature=0.7), scores)
+    np.testing.assert_allclose(gradient, pull_back(cotangents)[0], rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_equal_finite_differences(float64):
+    # For fixed noise; of the straight-through estimator, whose gradient is not that of its values, the second.
+    scores, cotangents = np.random.default_rng(0).normal(size=(2, B, T, S))
+    relaxed = jax.jit(lambda scores, theta: gumbel_softmax(scores, MASK, KEY, temperature=theta))
+    check_grads(relaxed, (scores, np.array(0.7)), order=1, atol=1e-6, rtol=1e-6)
+    second = jax.jit(jax.grad(lambda scores: jnp.sum(cotangents * straight_through(scores, MASK, KEY))))
+    check_grads(second, (scores,), order=1, atol=1e-6, rtol=1e-6)
+
+
+@both
+@pytest.mark.parametrize("key", [KEY, None])
+@pytest.mark.parametrize("garbage", [NAN, INF, -INF, 3e38])
+def test_what_stands_in_masked_scores_matters_neither_forward_nor_backward(align, key, garbage):
+    key = KEY if align is gumbel_softmax else key
+    scores, cotangents = draw()
+    clean = compute(align, scores, MASK, cotangents, key)
+    dirty = compute(align, np.where(MASK, scores, np.float32(garbage)), MASK, cotangents, key)
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+    np.testing.assert_array_equal(dirty[0][~MASK], 0)
+    np.testing.assert_array_equal(dirty[1][~MASK], 0)
+    assert np.all(np.abs(dirty[1]).max(-1)[:, :2] > 0.01)
+
+
+@both
+def test_a_score_of_minus_infinity_hides_a_position(align):
+    scores, cotangents = draw()
+    hidden = compute(align, np.where(MASK, scores, np.float32(-INF)), np.ones_like(MASK), cotangents)
+    jax.tree.map(np.testing.assert_array_equal, hidden, compute(align, scores, MASK, cotangents))
+
+
+@both
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_huge_scores_give_finite_weights_and_gradients(align, dtype):
+    for seed in range(10):
+        scores, cotangents = (jnp.asarray(array, dtype) for array in draw(seed))
+        huge = jnp.where(np.random.default_rng(seed).random(scores.shape) < 0.5, jnp.sign(scores) * 1e4, scores)
+        weights, gradient = (np.asarray(array, np.float32) for array in compute(align, huge, MASK, cotangents))
+        assert np.all(np.isfinite(gradient)) and np.all(weights >= 0)
+        np.testing.assert_allclose(weights.sum(-1), MASK.any(-1), atol=S * jnp.finfo(dtype).eps)
+
+
+@both
+def test_masks_broadcast_and_wide_numbers_are_taken(align):
+    scores, cotangents = draw()
+    broadcast = compute(align, scores, MASK[0, 1:2], cotangents)
+    whole = compute(align, scores, np.broadcast_to(MASK[0, 1:2], scores.shape), cotangents)
+    jax.tree.map(np.testing.assert_array_equal, broadcast, whole)
+    assert jax.eval_shape(lambda: align(np.zeros((T, S)), MASK[0], KEY)).dtype == jnp.float32
+
+
+@both
+def test_inside_scan_vmap_and_checkpoint_and_exported(align):
+    (scores, cotangents), keys = draw(), jax.random.split(KEY, (T, B))
+
+    def step(constants: jax.Array, count: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        return count + 1, jax.vmap(jax.checkpoint(align))(row[0][:, None] + constants, row[1][:, None], row[2])[:, 0]
+
+    @jax.jit
+    def stepwise(scores: jax.Array, keys: jax.Array) -> jax.Array:
+        rows = [jnp.moveaxis(array, 1, 0) for array in (scores, jnp.asarray(MASK))]
+        return jnp.moveaxis(scan(step, jnp.zeros(()), jnp.zeros(()), (*rows, keys))[1], 0, 1)
+
+    weights, pull_back = jax.vjp(lambda scores: stepwise(scores, keys), scores)
+    (gradient,) = pull_back(cotangents)
+    for b, t in np.ndindex(B, T):
+        row = compute(align, scores[b, t][None], MASK[b, t][None], cotangents[b, t][None], keys[t, b], 1.0)
+        np.testing.assert_allclose(weights[b, t], row[0][0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient[b, t], row[1][0], rtol=1e-5, atol=1e-6)
+    exported = jax.export.export(stepwise)(scores, keys).call(scores, keys)
+    np.testing.assert_allclose(exported, weights, rtol=1e-5, atol=1e-6)
+
+
+@both
+def test_refuses_a_temperature_that_is_not_above_zero(align):
+    with pytest.raises(ValueError, match=r"temperature is above zero; got 0\.0"):
+        align(jnp.zeros((T, S)), None, KEY, temperature=0.0)

@@ -1,0 +1,94 @@
+"""Any score with any alignment: by name, with more leading axes (heads, an image's cells), and through beam search."""
+
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attention_zoo.functional.search import beam
+from attention_zoo.models import Seq2Seq
+from attention_zoo.models.mechanisms import ALIGNMENTS, PASTS, SCORES, mechanism
+from tests.models.small import MECHANISMS, B, S, T, make, quick_jit
+
+H, Q, K = 2, 6, 3  # heads; width of queries and values; hypotheses
+STATEFUL = [
+    *("bahdanau_local_m", "bahdanau_monotonic", "bahdanau_mocha", "bahdanau_past_location"),
+    *("bahdanau_past_coverage", "at_once_past_coverage", "feeding_local_p"),
+]
+
+
+def attention(score="additive", alignment="softmax", past="none"):
+    fields = {"encoder_units": Q // 2, "decoder_units": Q, "positions": S, "window": 2}
+    return mechanism(Seq2Seq(5, 5, score=score, alignment=alignment, past=past, **fields), Q)
+
+
+def draw(*shape):
+    return np.float32(np.random.default_rng(shape).normal(size=shape))
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_any_score_fits_any_alignment_and_any_past(alignment):
+    queries, values = draw(B, T, Q), draw(B, S, Q)
+    for score, past in product(SCORES, PASTS):
+        made = attention(score, alignment, past)
+
+        def run(queries, values, made=made):
+            variables = made.init(jax.random.key(0), queries, values, method="over")
+            return made.apply(variables, queries, values, method="over")
+
+        context, found, state = jax.eval_shape(run, queries, values)
+        assert context.shape == (B, T, Q) and found.weights.shape == (B, T, S)
+        assert all(leaf.shape[0] == B for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_heads_and_image_cells_are_leading_axes_and_positions(alignment):
+    """[B, H, T, Q] over the cells of an image equals each head alone."""
+    made, mask = attention(alignment=alignment), np.arange(S)[None, None] < np.array([[[S]], [[4]], [[0]]])
+    queries, values, mask = draw(B, H, T, Q), draw(B, H, S, Q), np.broadcast_to(mask, (B, H, S))
+    variables = made.init(jax.random.key(0), queries, values, mask, method="over")
+    run = quick_jit(lambda *inputs: made.apply(variables, *inputs, method="over")[:2])
+    together, alone = run(queries, values, mask), [run(queries[:, h], values[:, h], mask[:, h]) for h in range(H)]
+    for h in range(H):
+        jax.tree.map(
+            lambda whole, one, h=h: np.testing.assert_allclose(whole[:, h], one, rtol=1e-5, atol=1e-6),
+            together,
+            alone[h],
+        )
+    assert not np.any(together[0][2]) and not np.any(together[1].weights[2])
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_the_state_of_a_mechanism_follows_its_hypothesis_through_beam_search(name):
+    model, params, source, lengths, _ = make(**MECHANISMS[name])
+
+    @quick_jit
+    def search(params):
+        cache = model.apply(params, source, lengths, method="start")
+        step = lambda cache, tokens: model.apply(params, cache, tokens, method="step")  # noqa: E731
+        found = beam(step, cache, jnp.ones(B, jnp.int32), end=2, max_length=T, width=K)
+        inputs = jnp.pad(found.tokens[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=1).reshape(B * K, T)
+        again = model.apply(params, jnp.repeat(source, K, 0), jnp.repeat(lengths, K, 0), inputs)[1]
+        return found, again.weights.reshape(B, K, T, S)
+
+    found, again = search(params)
+    written = np.arange(T) < np.asarray(found.lengths)[..., None]
+    assert len(np.unique(np.asarray(found.tokens[0]), axis=0)) == K
+    expected = np.where(written[..., None], again, 0)
+    np.testing.assert_allclose(found.alignment.weights, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_is_asked_for_where_one_is_needed():
+    queries, values = draw(B, T, Q), draw(B, S, Q)
+    for made, sentence in (
+        (attention(past="coverage"), "this score knows where was attended before"),
+        (attention(alignment="local_m"), "this alignment carries a state"),
+    ):
+        variables = made.init(jax.random.key(0), queries, values, method="over")
+        memory = made.apply(variables, values, method="remember")
+        with pytest.raises(ValueError, match=sentence):
+            made.apply(variables, queries, memory)
+        with pytest.raises(ValueError, match="starts from a memory; got None"):
+            made.apply(variables, None, method="start")
