@@ -1,6 +1,6 @@
 """Any score with any alignment, at one small budget: the experiment behind the table of mechanisms.
 
-`python -m experiments table dates` (and `reverse`) trains every row of docs/mechanisms.md with it, three seeds each.
+`python -m experiments table dates` (and `reverse`) trains every row of docs/mechanisms/ with it, three seeds each.
 The decoder is Bahdanau's where the previous state asks, Luong's with input feeding where the new state asks; encoder
 and decoder are the same for all rows.
 

@@ -8,6 +8,7 @@ scores up to +-1e4: given ones for alignments, and made from queries and keys th
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,13 +30,14 @@ class Given(Dot):
 
 def mechanisms(dtype: Any) -> Iterator[tuple[str, Attention, bool]]:
     """Every alignment over given scores, every score with softmax; name, attention, whether scores are given."""
-    model = Seq2Seq(5, 5, encoder_units=D // 2, decoder_units=D, positions=S, window=2, dtype=dtype)
+    model = Seq2Seq(5, 5, encoder_units=D // 2, decoder_units=D, positions=S, window=2, temperature=0.5, dtype=dtype)
     for name, make in ALIGNMENTS.items():
         yield f"alignment {name}", Attention(Given(dtype=dtype), make(model)), True
     for name, make in SCORES.items():
         yield f"score {name}", Attention(make(model, D)), False
-    for past in (LocationSensitive, Coverage):
-        yield f"past {past.__name__}", Attention(past(SCORES["additive"](model, D))), False
+    pasts = {"location": LocationSensitive, "coverage": Coverage, "fertility": partial(Coverage, fertility=2.0)}
+    for name, past in pasts.items():
+        yield f"past {name}", Attention(past(SCORES["additive"](model, D))), False
 
 
 def cases(generator: np.random.Generator, given: bool) -> dict[str, np.ndarray]:

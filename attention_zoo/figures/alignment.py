@@ -85,7 +85,8 @@ def draw_alignments(panels: Mapping[str, tuple[np.ndarray, Sequence[str], Sequen
     grid = _Grid(cell, 6.0, max(1, int(np.ceil(6.6 / (cell * 72)))))
     every = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, (weights, source, target)) in zip(every, panels.items(), strict=False):
-        axes.imshow(weights, cmap="Blues", vmin=0.0, vmax=max(float(weights.max()), 1e-6), aspect="equal")
+        # From zero to one in every panel, so that sharp and soft alignments can be told apart.
+        axes.imshow(weights, cmap="Blues", vmin=0.0, vmax=1.0, aspect="equal")
         axes.tick_params(length=0)
         axes.spines[:].set_color("#bbbbbb")
         axes.set_title(name, fontsize=9)

@@ -12,8 +12,8 @@ class Alignment(NamedTuple):
     """Where each query looked: one type for soft and hard attention, words, image regions and heads.
 
     weights: [..., T, S], before dropout; a row sums to one, or to zero where nothing may be attended to.
-    log_prob: [..., T], log-probability of the sampled position; None for deterministic alignments.
-    entropy: [..., T], in nats, of the distribution sampled from; None for deterministic alignments.
+    log_prob: [..., T], log-probability of the sampled position, for score-function estimators; else None.
+    entropy: [..., T], in nats, of the distribution sampled from; None where log_prob is.
     """
 
     weights: jax.Array

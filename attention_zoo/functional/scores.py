@@ -1,6 +1,6 @@
 """Score: how relevant is source position s to query t? Each function gives scores [..., T, S].
 
-Leading axes of queries and keys broadcast. What a score learns comes in as arrays; `modules.attention`
+Leading axes of queries and keys broadcast. What a score learns comes in as arrays; `modules.scores`
 owns them. Scores that project their keys take keys that are projected already, once per sequence.
 """
 

@@ -85,7 +85,8 @@ def tempered(
     shifted = _shifted(scores, mask)
     allowed = shifted > -jnp.inf
     # Shifted first: a low temperature then sends low scores to -inf, but the largest stays 0 and nothing becomes NaN.
-    cooled = jnp.where(allowed, shifted, 0) / jnp.asarray(temperature, shifted.dtype)
+    theta = jnp.maximum(jnp.asarray(temperature, shifted.dtype), jnp.finfo(shifted.dtype).tiny)
+    cooled = jnp.where(allowed, shifted, 0) / theta
     return softmax(cooled, allowed).astype(jnp.asarray(scores).dtype)
 
 

@@ -44,5 +44,5 @@ def mechanism(model: Any, width: int) -> Attention:
     """The attention that a model's fields name: score, past and alignment; width of the annotations."""
     score = SCORES[model.score](model, width)
     if model.past != "none":
-        score = {"location": LocationSensitive, "coverage": Coverage}[model.past](score)
+        score = LocationSensitive(score) if model.past == "location" else Coverage(score, fertility=model.fertility)
     return Attention(score, ALIGNMENTS[model.alignment](model))

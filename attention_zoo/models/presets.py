@@ -23,7 +23,8 @@ LUONG: dict[str, Any] = {
     "bridge": "copy",
     "dropout": 0.2,
 }
-# The rows of the paper's tables 1 and 4: D = 10 words on either side; a location score knows 50 words and the end.
+# The paper's other mechanisms (sections 3.1 and 3.2): D = 10 words on either side; a location score knows 50 words
+# and the end.
 LUONG_VARIANTS: dict[str, dict[str, Any]] = {
     "dot": {"score": "dot"},
     "concat": {"score": "concat"},

@@ -46,8 +46,9 @@ class Seq2Seq(nn.Module):
         "luong": the new state asks; attentional vectors, with input feeding or without.
     score: a name of `mechanisms.SCORES`. alignment: a name of `mechanisms.ALIGNMENTS`. past: what the score knows of
         where attention looked before: "none", "location" (Chorowski 2015) or "coverage" (See 2017).
-    window: D of the local alignments. chunk: positions in a chunk of MoChA. kept: positions that "top_k" keeps.
-    temperature: of "tempered", "gumbel_softmax" and "straight_through". input_feeding: Luong's, on or off.
+    fertility: N of the coverage's divisor (Tu 2016), 0 for none. window: D of the local alignments. chunk: positions
+        in a chunk of MoChA. kept: positions that "top_k" keeps. temperature: of "tempered", "gumbel_softmax" and
+        "straight_through". input_feeding: Luong's, on or off.
     bridge: the decoder's first state. "dense": `tanh(W h)` of the encoder's last state; "backward": the same of
         its backward direction alone (Bahdanau A.2.2); "copy": layer by layer, for equal sizes (Luong).
     encoder_units: of each direction. positions: the longest source, for the location score alone.
@@ -71,6 +72,7 @@ class Seq2Seq(nn.Module):
     score: str = "additive"
     alignment: str = "softmax"
     past: str = "none"
+    fertility: float = 0.0
     window: int = 10
     chunk: int = 3
     kept: int = 3
@@ -227,6 +229,8 @@ def _check(model: Seq2Seq) -> None:
     for field, names in choices.items():
         if getattr(model, field) not in names:
             raise ValueError(f"{field} is one of {', '.join(names)}; got {getattr(model, field)!r}")
+    if model.past != "none" and model.score == "location":
+        raise ValueError(f"past {model.past!r} enriches keys, and the score 'location' does not look at any")
     if not 0 <= model.dropout < 1:
         raise ValueError(f"dropout lies in [0, 1); got {model.dropout}")
     width = _annotation_width(model)

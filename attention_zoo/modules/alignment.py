@@ -55,7 +55,7 @@ class _Local(Aligner):
     """What the local alignments share: a window of 2D + 1 positions around a centre.
 
     One query at inference reads only its window, so that its cost does not grow with the source; a score that does
-    not score pairs (`Location`) needs all.
+    not score pairs (`Location`) needs all, and a `Past` enriches all. Real positions come first, padding at the end.
     """
 
     window: int = 10
@@ -145,7 +145,9 @@ class Monotonic(Aligner):
 
     bias: where the learned bias r of the scores starts; below zero, walks come far enough to learn from. noise: scale
     of the pre-sigmoid noise in training, from the rng stream "alignment". hard: decide at inference, the default; else
-    the expectation stays. method: of `functional.monotonic.monotonic`. State: the weights before, [..., S].
+    the expectation stays. method: of `functional.monotonic.monotonic`. State: the weights before, [..., S]; what
+    training hands on is no state for inference. All positions are scored at every query: where the source is long,
+    `functional.monotonic.online` takes linear time.
     """
 
     bias: float = -1.0

@@ -15,8 +15,12 @@ from attention_zoo.modules.memory import Memory
 class Past(nn.Module):
     """A score whose keys are `k_s + W f_s`, with features f_s of the alignments before; queries are taken one by one.
 
-    With the additive score this is the papers' `v^T tanh(W q + U k + V f + b)`; any score with keys may be enriched.
+    With the additive score this is the papers' `v^T tanh(W q + U k + V f + b)`; any score that looks at keys may be
+    enriched (the cosine score then sees keys whose length is no longer one). All S keys are enriched at every query.
     score: the score module.
+
+    Raises (when it is called):
+        ValueError: the score does not look at keys (`Location`).
     """
 
     score: Any
@@ -46,6 +50,10 @@ class Past(nn.Module):
     @nn.compact
     def enrich(self, keys: jax.Array, state: Any) -> jax.Array:
         """Keys with the features of the state, [..., S, K]."""
+        if not self.pairwise:
+            raise ValueError(
+                f"{type(self).__name__} enriches keys, and {type(self.score).__name__} does not look at any"
+            )
         features = self.features(state).astype(keys.dtype)
         weight = self.param("past", nn.initializers.lecun_normal(), (features.shape[-1], keys.shape[-1]))
         return keys + project(features, weight.astype(keys.dtype))
@@ -112,8 +120,10 @@ class Coverage(Past):
         return CoverageState(super().start(memory), self.expected(memory.values) if self.expected else None)
 
     def features(self, state: CoverageState) -> jax.Array:
-        total = state.total if state.fertility is None else state.total / state.fertility
-        return total[..., None]
+        if state.fertility is None:
+            return state.total[..., None]
+        # A fertility may be zero to rounding; with this floor the quotient and its gradient stay finite.
+        return (state.total / jnp.maximum(state.fertility, 1e-6))[..., None]
 
     def update(self, state: CoverageState, weights: jax.Array) -> CoverageState:
         return state._replace(total=coverage.coverage(state.total, weights[..., None, :])[1])

@@ -60,6 +60,7 @@ def fit(experiment: Experiment, workdir: Path | str, *, log_every: int = 50) -> 
         run.prepare(workdir)
         with StopRequest() as stop:  # Before and after it everything is saved, and Ctrl-C may end the run at once.
             run.train(stop, log_every)
+        steps.close()
         return run.finish(workdir)
 
 
@@ -172,9 +173,7 @@ class Run:
     def _advance(self) -> None:
         """One step. The batch after it is read while the devices work on it."""
         batch, self.batch = self.batch or self._next_batch(), None
-        waiting = time.monotonic()
-        self.steps.ready(batch)
-        self.mark += time.monotonic() - waiting  # no time of training
+        self._wait_for_compiler(batch)
         self.state, metrics = self.steps(self.state, batch)
         self.progress.step += 1
         self.meter.add(metrics)
@@ -183,6 +182,21 @@ class Run:
             self.progress.examples += self.experiment.batch_size
         else:
             self._first_step_done()
+
+    def _wait_for_compiler(self, batch: dict[str, jax.Array]) -> None:
+        """Waits for the step of this batch's shape, which is no time of training; saves what there is if it fails."""
+        waits = self.steps.waits(batch)
+        if waits and self.warm:
+            jax.block_until_ready(self.state.step)
+            self._tick()
+        try:
+            self.steps.ready(batch)
+        except Exception:
+            if self.saved < self.progress.step:
+                self._save()
+            raise
+        if waits:
+            self.mark = time.monotonic()
 
     def _first_step_done(self) -> None:
         """Starts the clock of the training speed after a start's first step."""

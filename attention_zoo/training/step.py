@@ -95,6 +95,11 @@ class Steps:
             shapes = self._whole(batch)
             self._compiled[_shape(shapes)] = self._compiler.submit(self._compile, shapes)
 
+    def waits(self, batch: Mapping[str, Any]) -> bool:
+        """Whether the step for a batch is still being compiled."""
+        compiled = self._compiled.get(_shape(batch))
+        return compiled is not None and not compiled.done()
+
     def ready(self, batch: Mapping[str, Any]) -> Callable[..., Any]:
         """The step for a batch that `shard_batch` has placed; waits until it is compiled, if that was begun."""
         compiled = self._compiled.get(_shape(batch))

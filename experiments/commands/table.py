@@ -3,15 +3,19 @@
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from tyro.conf import Positional
 
 from attention_zoo.training import UserError
+from attention_zoo.training.loop import make_writable
 from attention_zoo.training.machine import device, versions
+from attention_zoo.training.reporting import write_whole
 from experiments.commands.catalogue import function
 from experiments.commands.cost import costs
 from experiments.commands.gallery import gallery
@@ -74,20 +78,44 @@ def table(
         raise UserError(f"--seeds is {seeds}: there must be at least 1.")
     budget = {"task": task, "steps": steps, "train_examples": train_examples, "held_out_examples": held_out_examples}
     chosen = {name: {**budget, **ROWS[name]} for name in _known(rows)}
-    # Seeds differ in no program, and what one run compiled the next can read.
-    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
-    found = {name: [_run(workdir / task / _folder(name) / str(seed), flags, seed) for seed in range(seeds)]
-             for name, flags in chosen.items()}  # fmt: skip
-    measured = costs({name: function("mechanisms")(**flags) for name, flags in chosen.items()})
-    result = {"task": task, "budget": budget, "seeds": seeds, "device": device(), "versions": versions(), "rows": [
-        _row(name, chosen[name], summaries, measured[name]) for name, summaries in found.items()]}  # fmt: skip
     output = workdir if output is None else output
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{task}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (output / f"{task}.md").write_text(render(result), encoding="utf-8")
+    _claim(output, task, chosen)
+    with _cached(workdir / "compiled"):
+        found = {name: [_run(workdir / task / _folder(name) / str(seed), flags, seed) for seed in range(seeds)]
+                 for name, flags in chosen.items()}  # fmt: skip
+        measured = costs({name: function("mechanisms")(**flags) for name, flags in chosen.items()})
+    rows_found = [_row(name, chosen[name], summaries, measured[name]) for name, summaries in found.items()]
+    result = {"task": task, "budget": budget, "seeds": seeds, "device": device(), "versions": versions()}
+    result["rows"] = rows_found
     gallery({name: workdir / task / _folder(name) / "0" for name in chosen}, task, output / f"{task}.png")
+    write_whole(output / f"{task}.json", json.dumps(result, indent=2) + "\n")
+    write_whole(output / f"{task}.md", render(result))
     print(render(result))
     return 0
+
+
+def _claim(output: Path, task: str, chosen: Mapping[str, Any]) -> None:
+    """Refuses, before anything is trained, a folder that cannot be written or whose table has other rows."""
+    make_writable(output)
+    path = output / f"{task}.json"
+    if path.exists():
+        there = [row["mechanism"] for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+        lost = [name for name in there if name not in chosen]
+        if lost:
+            raise UserError(f"{path} also has {', '.join(lost)}: name another folder with --output, or all its rows.")
+
+
+@contextmanager
+def _cached(folder: Path) -> Iterator[None]:
+    """Keeps compiled programs, so that what one seed compiled the next can read: they differ in no program."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
 
 
 def _known(rows: str) -> Sequence[str]:
@@ -119,8 +147,8 @@ def render(result: dict[str, Any]) -> str:
     lines = [
         f"# Every mechanism on `{task}`",
         "",
-        f"`python -m experiments table {task} --output docs/mechanisms` wrote this page: {budget['steps']} steps of "
-        f"each mechanism on {budget['train_examples']:,} examples, {result['seeds']} seeds, scores on "
+        f"Written by `python -m experiments table {task} --output docs/mechanisms`: {budget['steps']} steps of each "
+        f"mechanism on {budget['train_examples']:,} examples, {result['seeds']} seeds, scores on "
         f"{budget['held_out_examples']:,} test examples (mean, lowest to highest). A step's time is a median of turns, "
         f"on {result['device']}; its temporary memory is the compiler's figure.",
         "",

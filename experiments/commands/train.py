@@ -45,7 +45,7 @@ def try_out(experiment: Experiment) -> None:
         key = jax.random.key(experiment.seed)
     except OverflowError as error:
         raise UserError(f"--seed is {experiment.seed}: it must be below 2**63.") from error
-    blank = next(iter(experiment.data.shapes()))
+    blank = max(experiment.data.shapes(), key=lambda batch: sum(leaf.size for leaf in batch.values()))
     params = jax.eval_shape(experiment.init, key, blank)
     jax.eval_shape(experiment.objective, params, blank, key)
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-import jax
 import pytest
 
 from experiments.__main__ import main
@@ -16,14 +15,7 @@ README = (PAGES.parents[1] / "README.md").read_text(encoding="utf-8")
 TINY = "--seeds 2 --steps 2 --train_examples 64 --held_out_examples 7"
 
 
-@pytest.fixture
-def no_cache():
-    """The command keeps compiled programs in its work folder; other tests must not look there."""
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
-def test_a_small_table(tmp_path, monkeypatch, capsys, no_cache):
+def test_a_small_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["table", "dates", *TINY.split(), "--rows", "local-m, MoChA", "--output", "out"]
     assert main(words) == 0
@@ -39,6 +31,8 @@ def test_a_small_table(tmp_path, monkeypatch, capsys, no_cache):
     capsys.readouterr()
     assert main(words) == 0  # nothing is trained again
     assert capsys.readouterr().err.count("is finished") == 4
+    assert main([*words[:-3], "MoChA", "--output", "out"]) == 2
+    assert "dates.json also has local-m" in capsys.readouterr().err
 
 
 def test_an_unknown_mechanism_or_seed(capsys):

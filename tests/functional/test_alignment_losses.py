@@ -136,7 +136,7 @@ def test_looking_at_one_place_all_the_time_is_charged_in_full():
 # The terms of example b, from its weights without padding.
 FORMULAS = {
     "guided_alignment": lambda a, b: [
-        -np.log(a[t, i:j].sum()) for t, (i, j) in enumerate(spans()[b, : len(a)]) if i < j
+        -np.log(a[t, start:end].sum()) for t, (start, end) in enumerate(spans()[b, : len(a)]) if start < end
     ],
     "guided_alignment_matrix": lambda a, b: [
         -np.sum(links * np.log(a[t])) for t, links in enumerate(gold()[b, : len(a), : a.shape[1]]) if links.any()
@@ -151,7 +151,7 @@ FORMULAS = {
 @every_loss
 def test_is_the_formula_on_each_example_without_its_padding(name, float64):
     real = [draw()[b][: TARGETS[b].sum(), : SOURCE[b].sum()] for b in range(2)]
-    terms = sum((FORMULAS[name](weights, b) for b, weights in enumerate(real)), [])
+    terms = [term for b, weights in enumerate(real) for term in FORMULAS[name](weights, b)]
     expected = np.sum(terms) if name == "coverage_score" else np.mean(terms)
     np.testing.assert_allclose(together(draw())[name][0], expected, rtol=1e-12)
 

@@ -236,7 +236,7 @@ def test_inside_scan_vmap_and_checkpoint_and_exported():
     weights, pull_back = jax.vjp(stepwise, scores)
     expected = together(scores, MASK, cotangents)
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-    jax.tree.map(close, weights, [weights for weights, _ in expected.values()])
+    jax.tree.map(close, weights, [expected[name][0] for name in ALIGNMENTS])
     close(pull_back([cotangents] * len(weights))[0], sum(gradient for _, gradient in expected.values()))
     jax.tree.map(close, jax.export.export(together)(scores, MASK, cotangents).call(scores, MASK, cotangents), expected)
 
@@ -261,7 +261,7 @@ def test_temperature_limits():
     np.testing.assert_allclose(tempered(scores, MASK, temperature=1), softmax(scores, MASK), atol=1e-7)
     np.testing.assert_allclose(tempered(scores, MASK, temperature=1e9), softmax(0 * scores, MASK), rtol=1e-6)
     first = np.arange(S) == np.where(MASK, scores, -INF).argmax(-1)[..., None]
-    for low in (1e-3, 1e-38):
+    for low in (1e-3, 1e-30):
         np.testing.assert_array_equal(tempered(1e4 * scores, MASK, temperature=low), first & MASK)
     np.testing.assert_array_equal(tempered(jnp.array([[9e3, 1e4, 1e4]]), temperature=1e-9), [[0, 0.5, 0.5]])
 
@@ -274,10 +274,10 @@ def test_a_temperature_can_be_learned(float64):
     assert np.abs(jax.jacfwd(cool)(0.7)).max() > 0.1
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, NAN, np.float32(0)])
+@pytest.mark.parametrize("temperature", [0, -1.0, NAN, jnp.float32(0)])
 def test_tempered_refuses_a_temperature_that_is_not_above_zero(temperature):
     with pytest.raises(ValueError, match="tempered: temperature is above zero; got"):
-        tempered(jnp.zeros((T, S)), temperature=jnp.asarray(temperature))
+        tempered(jnp.zeros((T, S)), temperature=temperature)
 
 
 def test_top_k_refuses_to_keep_nothing():

@@ -32,6 +32,7 @@ MECHANISMS = FAMILIES | {
     **{f"at_once_{name}": {**AT_ONCE, "alignment": name} for name in ("local_m", "local_p", "monotonic", "mocha")},
     "feeding_local_p": {"attention": "luong", "score": "dot", "alignment": "local_p", "window": 1},
     **{f"bahdanau_past_{past}": {"attention": "bahdanau", "past": past} for past in ("location", "coverage")},
+    "bahdanau_past_fertility": {"attention": "bahdanau", "past": "coverage", "fertility": 2.0},
     "at_once_past_coverage": {**AT_ONCE, "past": "coverage", "alignment": "mocha"},
     "at_once_past_location": {**AT_ONCE, "past": "location", "alignment": "local_p"},
     "at_once_one_hot": {"attention": "luong", "score": "additive", "input_feeding": False, "one_hot": True},

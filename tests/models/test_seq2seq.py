@@ -126,6 +126,8 @@ def test_dropout_needs_a_key_differs_by_key_and_stays_out_of_evaluation():
         ({"cell": "rnn"}, "cell is one of lstm, gru; got 'rnn'"),
         ({"score": "dot", "decoder_units": 8}, "needs annotations as wide as the decoder; got 6 and 8"),
         ({"score": "general", "decoder_units": 7}, "decoder_units is even; got 7"),
+        ({"alignment": "local_q"}, "alignment is one of softmax, .*; got 'local_q'"),
+        ({"past": "coverage", "score": "location"}, "past 'coverage' enriches keys, and the score 'location' does not"),
         ({"bridge": "copy", "decoder_layers": 2}, "got 1 encoder layers of 6 and 2 decoder layers of 6"),
         ({"bridge": "backward", "bidirectional": False}, "needs a bidirectional encoder"),
         ({"tied": True, "one_hot": True}, "tied output needs learned embeddings"),
