@@ -7,7 +7,8 @@ and decoder are the same for all rows.
 Command: python -m experiments train mechanisms --task dates --score additive --alignment softmax
 Machine: 2 cores of an AMD EPYC, no accelerator, other work beside it at times; the minutes are those of the whole
 run.
-Reached: results/mechanisms.json: exact_match 0.000 on 1,000 test dates, minutes 0.0.
+Reached: results/mechanisms.json: exact_match 0.851 and alignment_accuracy 0.990 on 1,000 test dates, minutes 2.0; all
+mechanisms: docs/mechanisms/dates.md and reverse.md.
 """
 
 from pathlib import Path

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jaxtyping import TypeCheckError
 
-from attention_zoo.functional import masks, scores
+from attention_zoo.functional import masks, scores, sparse
 from attention_zoo.functional.alignment import softmax
 from attention_zoo.functional.attend import attend, read
 from attention_zoo.functional.losses import cross_entropy
@@ -56,8 +56,18 @@ SCORES = {
     "location": Score(lambda p, q, k: scores.location(q, **p, size=k.shape[-2]), 5, 11, {"weight": (5, L)}),
     "cosine": Score(lambda p, q, k: scores.cosine(q, k, **p), 11, 11, {"sharpness": ()}),
 }
-ALIGNMENTS = {"softmax": softmax}
-every_mechanism = pytest.mark.parametrize(("score", "align"), [(s, a) for a in ALIGNMENTS for s in SCORES])
+ALIGNMENTS = {
+    "softmax": softmax,
+    "sparsemax": sparse.sparsemax,
+    "entmax15": sparse.entmax15,
+    "top_k": partial(sparse.top_k, k=3),
+    "tempered": partial(sparse.tempered, temperature=0.5),
+}
+# Every score with softmax, and every other alignment with one score: what align does knows nothing of the score.
+MECHANISMS = [(score, "softmax") for score in SCORES] + [
+    ("general", align) for align in ALIGNMENTS if align != "softmax"
+]
+every_mechanism = pytest.mark.parametrize(("score", "align"), MECHANISMS)
 
 
 def attention(score: str, align: str, inputs: Arrays, mask: np.ndarray) -> tuple[jax.Array, jax.Array]:
@@ -186,7 +196,7 @@ def test_compiled_equals_eager(score, align, seed, mask):
     jax.tree.map(assert_close, attention(score, align, inputs, mask), compiled(score, align)(inputs, mask))
 
 
-@pytest.mark.parametrize(("score", "align"), [(s, a) for a in ALIGNMENTS for s in SCORES if s != "location"])
+@pytest.mark.parametrize(("score", "align"), [pair for pair in MECHANISMS if pair[0] != "location"])
 @settings(max_examples=10)
 @given(seed=seeds, mask=mask_arrays, order=st.permutations(range(S)))
 def test_the_order_of_the_source_does_not_matter(score, align, seed, mask, order):

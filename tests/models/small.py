@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_zoo.models import Seq2Seq
-from attention_zoo.models.mechanisms import ALIGNMENTS, SCORES
+from attention_zoo.models.mechanisms import SCORES
 
 B, S, T, N_SOURCE, N_TARGET = 3, 7, 5, 13, 11
 LENGTHS = (S, 4, 0)
@@ -19,7 +19,7 @@ FAMILIES = {
     "at_once": {"attention": "luong", "score": "dot", "input_feeding": False, "tied": True},
 }
 AT_ONCE = {"attention": "luong", "score": "general", "input_feeding": False, "window": 2}
-OTHERS = tuple(name for name in ALIGNMENTS if name != "softmax")
+OTHERS = ("sparsemax", "local_m", "local_p", "monotonic", "mocha", "gumbel_softmax", "straight_through")
 MECHANISMS = FAMILIES | {
     "none": {"attention": "none"},
     **{f"bahdanau_{score}": {"attention": "bahdanau", "score": score} for score in SCORES if score != "additive"},
@@ -29,7 +29,7 @@ MECHANISMS = FAMILIES | {
         for name in ALIGNMENTS
         if name != "softmax"
     },
-    **{f"at_once_{name}": {**AT_ONCE, "alignment": name} for name in ("local_m", "local_p", "monotonic", "mocha")},
+    **{f"at_once_{name}": {**AT_ONCE, "alignment": name} for name in ("local_p", "mocha")},
     "feeding_local_p": {"attention": "luong", "score": "dot", "alignment": "local_p", "window": 1},
     **{f"bahdanau_past_{past}": {"attention": "bahdanau", "past": past} for past in ("location", "coverage")},
     "bahdanau_past_fertility": {"attention": "bahdanau", "past": "coverage", "fertility": 2.0},
