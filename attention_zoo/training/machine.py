@@ -26,7 +26,9 @@ def seconds_since_start() -> float:
 def device() -> str:
     """The devices in words, such as "8 x TPU v4" or "1 x cpu (2 cores)"."""
     kinds = [found.device_kind for found in jax.devices()]
-    cores = f" ({os.cpu_count()} cores)" if jax.default_backend() == "cpu" else ""
+    # Those that this process may use, where the system tells.
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = f" ({count} core{'s' * (count != 1)})" if jax.default_backend() == "cpu" else ""
     return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)) + cores
 
 
