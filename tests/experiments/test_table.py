@@ -55,7 +55,7 @@ def test_readmes_scores_of_mechanisms_are_the_tables():
     pages = {task: json.loads((PAGES / f"{task}.json").read_text())["rows"] for task in ("dates", "reverse")}
     rows = {task: {row["mechanism"]: fmean(row["exact_match"]) for row in page} for task, page in pages.items()}
     for name in ROWS:
-        cell = f"| table row *{name}*: {rows['dates'][name]:.3f} / {rows['reverse'][name]:.3f}"
+        cell = f"table row *{name}*: {rows['dates'][name]:.3f} / {rows['reverse'][name]:.3f}"
         assert cell in README, cell
 
 
