@@ -24,11 +24,7 @@ MECHANISMS = FAMILIES | {
     "none": {"attention": "none"},
     **{f"bahdanau_{score}": {"attention": "bahdanau", "score": score} for score in SCORES if score != "additive"},
     "bahdanau_deep": {"attention": "bahdanau", "cell": "gru", "bridge": "backward", "decoder_layers": 2},
-    **{
-        f"bahdanau_{name}": {"attention": "bahdanau", "alignment": name, "window": 2}
-        for name in ALIGNMENTS
-        if name != "softmax"
-    },
+    **{f"bahdanau_{name}": {"attention": "bahdanau", "alignment": name, "window": 2} for name in OTHERS},
     **{f"at_once_{name}": {**AT_ONCE, "alignment": name} for name in ("local_p", "mocha")},
     "feeding_local_p": {"attention": "luong", "score": "dot", "alignment": "local_p", "window": 1},
     **{f"bahdanau_past_{past}": {"attention": "bahdanau", "past": past} for past in ("location", "coverage")},
