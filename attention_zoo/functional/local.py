@@ -75,10 +75,11 @@ def local_p(
     wide, allowed = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), combine(mask, inside)
     # 2 sigma^2 = D^2 / 2. Inside the window the Gaussian is e^-2 at least: nothing that counts can underflow.
     exponent = -2 * jnp.square(distance / window)
-    if renormalise:
-        # softmax(e) exp(g) over its sum is softmax(e + g).
-        return softmax(wide + exponent.astype(wide.dtype), allowed).astype(scores.dtype)
-    return (softmax(wide, allowed) * jnp.exp(exponent)).astype(scores.dtype)
+    weights = softmax(wide, allowed) * jnp.exp(exponent)
+    if renormalise:  # not softmax(e + g), which would round g away where e is large
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights = weights / jnp.where(total == 0, 1, total)
+    return weights.astype(scores.dtype)
 
 
 @checked
