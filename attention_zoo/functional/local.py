@@ -186,7 +186,7 @@ def put_window(weights: Float[Array, "*b T W"], starts: Int[Array, "*b T"], size
     >>> put_window(jnp.array([[0.25, 0.75]]), jnp.array([1]), 4)
     Array([[0.  , 0.25, 0.75, 0.  ]], dtype=float32)
     """
-    # Every position looks up its weight: a scatter would be slower, and would have to deal with what hangs over.
+    # Every position looks up its weight: a scatter would have to deal with what hangs over.
     offsets = _range(size, starts.ndim + 1) - jnp.asarray(starts)[..., None]
     inside = (offsets >= 0) & (offsets < weights.shape[-1])
     return jnp.where(inside, jnp.take_along_axis(weights, jnp.where(inside, offsets, 0), axis=-1), 0)

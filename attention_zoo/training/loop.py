@@ -184,17 +184,12 @@ class Run:
             self._first_step_done()
 
     def _wait_for_compiler(self, batch: dict[str, jax.Array]) -> None:
-        """Waits for the step of this batch's shape, which is no time of training; saves what there is if it fails."""
+        """Waits for the step of this batch's shape, which is no time of training."""
         waits = self.steps.waits(batch)
         if waits and self.warm:
             jax.block_until_ready(self.state.step)
             self._tick()
-        try:
-            self.steps.ready(batch)
-        except Exception:
-            if self.saved < self.progress.step:
-                self._save()
-            raise
+        self.steps.ready(batch)
         if waits:
             self.mark = time.monotonic()
 
