@@ -98,11 +98,17 @@ def _claim(output: Path, task: str, chosen: Mapping[str, Any]) -> None:
     """Refuses, before anything is trained, a folder that cannot be written or whose table has other rows."""
     make_writable(output)
     path = output / f"{task}.json"
-    if path.exists():
+    if not path.exists():
+        return
+    try:
         there = [row["mechanism"] for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
-        lost = [name for name in there if name not in chosen]
-        if lost:
-            raise UserError(f"{path} also has {', '.join(lost)}: name another folder with --output, or all its rows.")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no table of mechanisms: remove it, or name another folder with --output."
+        ) from error
+    lost = [name for name in there if name not in chosen]
+    if lost:
+        raise UserError(f"{path} also has {', '.join(lost)}: name another folder with --output, or all its rows.")
 
 
 @contextmanager

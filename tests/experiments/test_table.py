@@ -35,6 +35,18 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     assert "dates.json also has local-m" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_take_the_table_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dates.json").write_text('{"rows": [')
+    assert main(["table", "dates", "--output", "out"]) == 2
+    assert "dates.json is no table of mechanisms" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["table", "dates", "--output", "file"]) == 2
+    assert "cannot write to the work folder file" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_unknown_mechanism_or_seed(capsys):
     assert main(["table", "dates", "--rows", "local-q"]) == 2
     assert "There is no mechanism 'local-q' (did you mean local-p" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""Alignments as modules: equal to their functions; noise and expectations in training alone."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.errors import InvalidRngError
+
+from attention_zoo.functional import local, monotonic
+from attention_zoo.functional.alignment import softmax
+from attention_zoo.functional.masks import within
+from attention_zoo.functional.mocha import mocha
+from attention_zoo.functional.relaxed import straight_through
+from attention_zoo.modules import (
+    Attention,
+    Coverage,
+    Dot,
+    General,
+    GumbelSoftmax,
+    LocalM,
+    LocalP,
+    LocationSensitive,
+    MoChA,
+    Monotonic,
+    StraightThrough,
+)
+
+B, T, S, V = 2, 3, 7, 5
+MASK = within(np.array([7, 4]), S)
+NOISY = {"monotonic": Monotonic(), "mocha": MoChA(chunk_score=Dot()), "gumbel": GumbelSoftmax(0.5)}
+NOISY["straight_through"] = StraightThrough(0.5)
+
+
+def draw(*shape, seed=0):
+    return np.float32(np.random.default_rng((seed, *shape)).normal(size=shape))
+
+
+QUERIES, VALUES = 2 * draw(B, T, V), draw(B, S, V)
+SCORES = jnp.einsum("btv,bsv->bts", QUERIES, VALUES)
+
+
+def apply(alignment, *, key=None, score=None):
+    """Variables moved away from where they start, and the weights of an attention with dot scores over SCORES."""
+    attention = Attention(score or Dot(), alignment)
+    variables = attention.init(jax.random.key(0), QUERIES, VALUES, MASK, method="over")
+    variables = jax.tree.map(lambda leaf: leaf + 0.3, variables)
+    memory = attention.apply(variables, VALUES, MASK, method="remember")
+    state = attention.apply(variables, memory, method="start")
+    rngs = None if key is None else {"alignment": jax.random.key(key)}
+    found = attention.apply(variables, QUERIES, memory, state, key is None, rngs=rngs)
+    return variables.get("params", {}), found[1].weights
+
+
+def test_inference_equals_the_functions():
+    mask, first, close = MASK[:, None], monotonic.first(MASK), partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    steps = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+    close(apply(LocalM(2))[1], local.local_m(SCORES, mask, steps, window=2))
+    params, weights = apply(LocalP(2, renormalise=True))
+    learned = params["alignment"]["weight"], params["alignment"]["energy"]
+    centers = local.predicted_centers(QUERIES, *learned, np.array([7, 4]))
+    close(weights, local.local_p(SCORES, mask, centers, window=2, renormalise=True))
+    params, weights = apply(Monotonic(bias=-0.5))
+    bias = params["alignment"]["bias"]
+    np.testing.assert_allclose(bias, -0.2, rtol=1e-6)
+    hard = monotonic.hard(SCORES + bias, mask, first)[0]
+    np.testing.assert_array_equal(weights, hard)
+    assert hard.any()
+    close(apply(Monotonic(bias=-0.5, hard=False))[1], monotonic.monotonic(SCORES + bias, mask, first)[0])
+    close(apply(MoChA(bias=-0.5, width=2, chunk_score=Dot()))[1], mocha(hard, SCORES, mask, 2))
+    close(apply(GumbelSoftmax(0.5))[1], softmax(SCORES, mask))
+    np.testing.assert_array_equal(apply(StraightThrough(0.5))[1], straight_through(SCORES, mask, None))
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_noise_is_drawn_in_training_alone_and_from_the_key(name):
+    first, again, other = (apply(NOISY[name], key=key)[1] for key in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+    assert np.abs(first - apply(NOISY[name])[1]).max() > 1e-3
+    assert not np.any(first[1, :, 4:])
+    attention = Attention(Dot(), NOISY[name])
+    variables = attention.init(jax.random.key(0), QUERIES, VALUES, method="over")
+    memory = attention.apply(variables, VALUES, method="remember")
+    state = attention.apply(variables, memory, method="start")
+    with pytest.raises(InvalidRngError, match='needs PRNG for "alignment"'):
+        attention.apply(variables, QUERIES, memory, state, deterministic=False)
+
+
+def test_without_noise_training_is_the_expectation():
+    params, weights = apply(Monotonic(noise=0.0), key=1)
+    expected = monotonic.monotonic(SCORES + params["alignment"]["bias"], MASK[:, None], monotonic.first(MASK))[0]
+    np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-6)
+
+
+def by_steps(params, features):
+    """Softmax of `q^T W (k + P f)`, one query after another, with features of all weights before."""
+    general, past, before = params["score"]["score"]["key"]["kernel"], params["score"]["past"], []
+    for t in range(T):
+        keys = VALUES @ general + features(before) @ past
+        before.append(softmax(jnp.einsum("bv,bsv->bs", QUERIES[:, t], keys)[:, None], MASK[:, None])[:, 0])
+    return jnp.stack(before, 1)
+
+
+def test_scores_that_know_the_past_equal_a_plain_loop():
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    params, weights = apply(softmax, score=LocationSensitive(General(V), filters=2, width=3))
+    filters = params["score"]["filters"]
+
+    def nearby(before):
+        last = jnp.pad(before[-1] if before else jnp.zeros((B, S)), ((0, 0), (1, 1)))
+        return sum(last[:, r : r + S, None] * filters[r][None, None] for r in range(3))
+
+    close(weights, by_steps(params, nearby))
+    for fertility in (0.0, 2.0):
+        params, weights = apply(softmax, score=Coverage(General(V), fertility=fertility))
+        share = 2 * jax.nn.sigmoid(VALUES @ params["score"]["expected"]["weight"]) if fertility else 1.0
+        close(weights, by_steps(params, lambda before, n=share: (sum(before, jnp.zeros((B, S))) / n)[..., None]))
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="MoChA needs a chunk_score"):
+        apply(MoChA())
