@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import tyro
@@ -14,12 +14,12 @@ from rich.table import Table
 
 from attention_zoo.training.errors import UserError
 from attention_zoo.training.machine import device, versions
-from benchmarks import seq2seq
+from benchmarks import additive, attention, seq2seq
 from benchmarks.harness import Row
 from benchmarks.roofs import roofs
 
-BENCHMARKS: dict[str, Callable[..., list[Row]]] = {"seq2seq": seq2seq.benchmark}
-SIZES = ("small", "paper")
+BENCHMARKS: dict[str, ModuleType] = {"additive": additive, "attention": attention, "seq2seq": seq2seq}
+SIZES = ("small", "paper", "long")
 
 
 def run(
@@ -32,13 +32,13 @@ def run(
 
     Args:
         names: benchmarks to run, or `list` to name them; all of them by default.
-        sizes: small, paper, or both with a comma between.
+        sizes: small, paper, long, or several with commas between; a benchmark that lacks one says so.
         repetitions: interleaved repetitions of each contestant.
         json_file: also write device, versions, roofs and rows there.
     """
     if names == ("list",):
         for name, benchmark in BENCHMARKS.items():
-            print(f"{name}  {(sys.modules[benchmark.__module__].__doc__ or '').splitlines()[0]}")
+            print(f"{name}  {(benchmark.__doc__ or '').splitlines()[0]}")
         return
     chosen = [_known(name, tuple(BENCHMARKS), "benchmark") for name in names or BENCHMARKS]
     wanted = [_known(size, SIZES, "size") for size in sizes.split(",")]
@@ -49,8 +49,11 @@ def run(
     rows = []
     for name in chosen:
         for size in wanted:
+            if size not in BENCHMARKS[name].SIZES:
+                print(f"{name} has no size {size}: left out", file=sys.stderr)
+                continue
             print(f"{name}, {size} ...", file=sys.stderr)
-            rows += BENCHMARKS[name](size, repetitions)
+            rows += BENCHMARKS[name].benchmark(size, repetitions)
     show(rows)
     if json_file is not None:
         result = {"device": device(), "versions": versions(), "roofs": roofs(), "rows": [asdict(row) for row in rows]}

@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments list | train | evaluate | predict | compare | table`."""
+"""The command line: `python -m experiments list | train | evaluate | predict | compare | table | baseline`."""
 
 import shlex
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attention_zoo.training import UserError
+from experiments.commands.baseline import baseline
 from experiments.commands.catalogue import SAVED, docstring, first_paragraph, function, names
 from experiments.commands.compare import compare
 from experiments.commands.evaluate import evaluate
@@ -24,6 +25,7 @@ USAGE = f"""\
 {PROGRAM} predict WORKDIR INPUT... [--plot FILE]      what it makes of your own input
 {PROGRAM} compare WORKDIR... --plot FILE              accuracy against source length, runs side by side
 {PROGRAM} table TASK                                  every mechanism at one budget, as a table and a picture
+{PROGRAM} baseline [WORKDIR...]                       TF-IDF on the sentences of runs that classify, beside them
 Each command, and `train NAME`, explains its flags with --help."""
 COMMANDS: dict[str, Callable[..., int]] = {
     "list": listing,
@@ -31,6 +33,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "predict": predict,
     "compare": compare,
     "table": table,
+    "baseline": baseline,
 }
 
 

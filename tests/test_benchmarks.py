@@ -28,14 +28,21 @@ def test_seq2seq_agrees_with_flax_and_writes_its_rows(tmp_path, capsys):
 
 def test_list_names_every_benchmark(capsys):
     assert main(["list"]) == 0
-    assert capsys.readouterr().out.startswith("seq2seq  How fast is a translator's training step")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["additive", "attention", "seq2seq"]
+    assert lines[-1].startswith("seq2seq  How fast is a translator's training step")
+
+
+def test_a_size_that_a_benchmark_lacks_is_left_out_and_said(capsys):
+    assert main(["seq2seq", "--sizes", "long", "--repetitions", "1"]) == 0
+    assert "seq2seq has no size long: left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["seq2sec"], "error: there is no benchmark 'seq2sec'; did you mean 'seq2seq'?"),
-        (["--sizes", "huge"], "error: there is no size 'huge'; there are small, paper."),
+        (["--sizes", "huge"], "error: there is no size 'huge'; there are small, paper, long."),
         (["--repetitions", "0"], "error: --repetitions is at least 1; got 0"),
         (["--json", "missing/result.json"], "error: missing/result.json cannot be written: there is no folder missing"),
     ],

@@ -5,7 +5,9 @@ import math
 import re
 
 import jax
+import numpy as np
 import pytest
+from matplotlib.image import imsave
 
 from attention_zoo.data import dates
 from experiments.__main__ import main
@@ -13,29 +15,32 @@ from experiments.commands.catalogue import docstring, function, names
 
 # Fewer pairs than a batch holds: one shape to compile for training, one for evaluation.
 DATES = "--embedding 5 --batch_size 13 --train_examples 11 --held_out_examples 7 --steps 2 --evaluate_every 2"
+TRANSFORMER = f"{DATES.replace('--embedding 5', '--width 8 --heads 2')} --layers 1 --warmup 0"
 EXPERIMENTS = {
     "dates_bahdanau": f"{DATES} --encoder_units 7 --decoder_units 6",
     "dates_fixed_context": f"{DATES} --encoder_units 7 --decoder_units 11 --dates_per_source 2",
+    "dates_transformer": f"{TRANSFORMER} --positions relative",
     "dates_luong": f"{DATES} --encoder_units 7 --score dot --input_feeding False",
     "mechanisms": f"{DATES.rsplit(' --', 1)[0]} --encoder_units 3 --past coverage --alignment mocha --guided 1.0",
+    "reverse_transformer": f"{TRANSFORMER} --train_length 5 --test_length 6",
     "reverse_luong": f"{DATES} --encoder_units 7 --decoder_units 11",
     "reverse_fixed_context": f"{DATES} --encoder_units 7 --decoder_units 11 --context_every_step False",
     "translate_files": "--train_tsv pairs.tsv --tokenizer words --embedding 5 --units 7 --batch_size 13 --cell gru "
     "--steps 2 --evaluate_every 2",
 }
+# What names a class: other metrics, figures and predictions.
+CLASSIFIERS = {
+    "classify_intents": "--width 8 --heads 2 --layers 1 --sentences_per_template 1 --steps 2 --evaluate_every 2 "
+    "--warmup 0",
+    "digits_vit": "--width 8 --heads 2 --layers 1 --patch 4 --steps 2 --evaluate_every 2 --warmup 0",
+    "embedding_ablation": "--embedding one_hot --heads 2 --layers 1 --sentences_per_template 1 --steps 2 "
+    "--evaluate_every 2 --warmup 0",
+}
 INPUTS = {"dates": "3 mai 2016 €", "mechanisms": "3 mai 2016 €", "reverse": "1 2 €", "translate": "ein Wort €"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Two steps of a tiny model are not worth optimising for."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_every_experiment_is_tried_here():
-    assert names() == sorted(EXPERIMENTS)
+    assert names() == sorted(EXPERIMENTS | CLASSIFIERS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -56,6 +61,27 @@ def test_two_steps_evaluation_and_prediction(name, tmp_path, monkeypatch, capsys
         assert json.loads(capsys.readouterr().out) == summary["metrics"]
 
 
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_two_steps_of_a_classifier_and_what_it_names(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", name, *CLASSIFIERS[name].split()]) == 0
+    folder = tmp_path / "runs" / name
+    summary = json.loads((folder / "summary.json").read_text())
+    assert json.loads(capsys.readouterr().out) == summary["metrics"]
+    assert {"accuracy", "macro_f1", "perplexity"} == summary["metrics"].keys() and summary["steps"] == 2
+    assert (folder / "figures" / "attention.png").exists() and (folder / "figures" / "curves.png").exists()
+    if name == "digits_vit":
+        imsave(tmp_path / "digit.png", np.eye(8), cmap="gray")
+        assert main(["predict", str(folder), "digit.png", "--plot", "seen.png"]) == 0
+        assert re.fullmatch(r"\d\t0\.\d{3}\n", capsys.readouterr().out) and (tmp_path / "seen.png").exists()
+        assert main(["predict", str(folder), "none.png"]) == 2
+        assert "none.png cannot be read as a picture" in capsys.readouterr().err
+    else:
+        assert main(["predict", str(folder), "turn the desk lamp on €"]) == 0
+        said = capsys.readouterr()
+        assert said.out.startswith("Hass") and "'€'" in said.err
+
+
 def check_summary(name, summary):
     """Name, steps, and the metrics that this experiment has."""
     assert (summary["experiment"], summary["steps"]) == (name, 2)
@@ -72,6 +98,7 @@ def check_files(name, folder, summary):
     """Figures, and the lengths that the metrics were counted from."""
     assert (folder / "figures" / "curves.png").exists()
     assert (folder / "figures" / "alignment_1.png").exists() == ("fixed" not in name)
+    assert (folder / "figures" / "attention.png").exists() == ("transformer" in name)
     correct = json.loads((folder / "lengths.json").read_text())["correct"]
     assert sum(correct) == summary["metrics"]["exact_match"] * len(correct)
 
@@ -88,7 +115,7 @@ def check_predictions(folder, text, capsys):
     assert f"more than the {limit} that are read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *CLASSIFIERS])
 def test_the_docstring_has_claim_command_machine_and_score(name):
     text = docstring(name)
     claim = text.split("\n\n")[0]

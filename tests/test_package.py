@@ -134,6 +134,7 @@ def test_type_information_is_shipped() -> None:
 def test_every_library_that_is_imported_is_required() -> None:
     required = {re.split(r"[<>=\[]", line)[0].lower() for line in setup()["options"]["install_requires"].split("\n")}
     distribution = {"orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets", "absl": "absl-py"}
+    distribution |= {"home_assistant_intents": "home-assistant-intents", "sklearn": "scikit-learn"}
     own = {"attention_zoo", "experiments", *sys.stdlib_module_names}
     missing = set()
     for path in [*LIBRARY, *(ROOT / "experiments").rglob("*.py")]:

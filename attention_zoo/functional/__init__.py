@@ -1,16 +1,19 @@
 """Floor 0: pure functions of arrays, a file for each part of a mechanism and of its training."""
 
 from attention_zoo.functional import (
+    additive_attention,
     alignment,
     alignment_losses,
     attend,
     coverage,
+    dot_product,
     local,
     losses,
     masks,
     metrics,
     mocha,
     monotonic,
+    positions,
     recurrent,
     relaxed,
     scores,
@@ -19,16 +22,19 @@ from attention_zoo.functional import (
 )
 
 __all__ = [
+    "additive_attention",
     "alignment",
     "alignment_losses",
     "attend",
     "coverage",
+    "dot_product",
     "local",
     "losses",
     "masks",
     "metrics",
     "mocha",
     "monotonic",
+    "positions",
     "recurrent",
     "relaxed",
     "scores",

@@ -12,7 +12,8 @@ class Alignment(NamedTuple):
     """Where each query looked: one type for soft and hard attention, words, image regions and heads.
 
     weights: [..., T, S], before dropout; a row sums to one, or to zero where nothing may be attended to.
-    log_prob: [..., T], log-probability of the sampled position, for score-function estimators; else None.
+    log_prob: [..., T], log-probability of the sampled position, for score-function estimators; None where no position
+        was sampled: soft and relaxed alignments, and at inference.
     entropy: [..., T], in nats, of the distribution sampled from; None where log_prob is.
     """
 

@@ -59,8 +59,44 @@ def straight_through(
     return (largest + (soft - jax.lax.stop_gradient(soft))).astype(jnp.asarray(scores).dtype)
 
 
+@checked
+def log_prob_and_entropy(
+    scores: Float[Array, "*b T S"], mask: Bool[Array, "*#b #T S"] | None, weights: Float[Array, "*b T S"]
+) -> tuple[Float[Array, "*b T"], Float[Array, "*b T"]]:
+    """What a score-function estimator asks of a sample: `log p_s` and `H = -sum_k p_k log p_k` of `p = softmax(e)`.
+
+    As in Xu 2015, section 4.1. p is what `straight_through` samples from, at any temperature. Both have the gradients
+    of their formulas; what the weights are a function of gets none, so that a straight-through gradient stays out.
+
+    Args:
+        scores, mask: as in `alignment.softmax`; a score of -inf hides its position.
+        weights: the sample s, one-hot rows, [..., T, S].
+
+    Returns:
+        log-probability and entropy, in nats, [..., T], in float32 at least; zeros in rows with nothing to attend to.
+
+    >>> log_prob_and_entropy(jnp.zeros((1, 4)), None, jnp.eye(4)[:1])
+    (Array([-1.3862944], dtype=float32), Array([1.3862944], dtype=float32))
+    """
+    wide = _wide(scores)
+    allowed = (wide > -jnp.inf) if mask is None else jnp.broadcast_to(mask, wide.shape) & (wide > -jnp.inf)
+    lowest = jnp.finfo(wide.dtype).min
+    filled = jnp.where(allowed, wide, lowest)
+    largest = jax.lax.stop_gradient(jnp.max(filled, axis=-1, keepdims=True, initial=lowest))
+    shifted = jnp.where(allowed, filled - largest, 0)
+    total = jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True, where=allowed)
+    log_probs = jnp.where(allowed, shifted - jnp.log(jnp.where(total == 0, 1, total)), 0)
+    chosen = jax.lax.stop_gradient(weights) > 0
+    entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1, where=allowed)
+    return jnp.sum(log_probs, axis=-1, where=chosen), entropy
+
+
 def _perturbed(scores: Array, key: jax.Array | None) -> jax.Array:
     """The scores in float32 at least, with Gumbel noise where there is a key."""
-    scores = jnp.asarray(scores)
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    wide = _wide(scores)
     return wide if key is None else wide + jax.random.gumbel(key, wide.shape, wide.dtype)
+
+
+def _wide(scores: Array) -> jax.Array:
+    scores = jnp.asarray(scores)
+    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))

@@ -1,6 +1,37 @@
 """Floor 2: whole networks, one paper a file."""
 
+from attention_zoo.models.encoder import Classifier, Encoder, MaskedLM, SentenceEmbedding
+from attention_zoo.models.language import CausalLM, LanguageCache
+from attention_zoo.models.layers import Layers
 from attention_zoo.models.presets import PRESETS, seq2seq
+from attention_zoo.models.pretrained import from_huggingface, read_tokenizer
 from attention_zoo.models.seq2seq import Cache, Seq2Seq
+from attention_zoo.models.transformer import Packed, Transformer, TransformerCache
+from attention_zoo.models.transformer_presets import ENCODERS, TRANSFORMERS, VISION, encoder, transformer, vision
+from attention_zoo.models.vision import ViT
 
-__all__ = ["PRESETS", "Cache", "Seq2Seq", "seq2seq"]
+__all__ = [
+    "ENCODERS",
+    "PRESETS",
+    "TRANSFORMERS",
+    "VISION",
+    "Cache",
+    "CausalLM",
+    "Classifier",
+    "Encoder",
+    "LanguageCache",
+    "Layers",
+    "MaskedLM",
+    "Packed",
+    "SentenceEmbedding",
+    "Seq2Seq",
+    "Transformer",
+    "TransformerCache",
+    "ViT",
+    "encoder",
+    "from_huggingface",
+    "read_tokenizer",
+    "seq2seq",
+    "transformer",
+    "vision",
+]

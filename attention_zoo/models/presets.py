@@ -35,20 +35,67 @@ LUONG_VARIANTS: dict[str, dict[str, Any]] = {
     "local_p_dot": {"alignment": "local_p", "window": 10, "score": "dot"},
 }
 
+# RNNsearch, Bahdanau 2014, A.2: 1000 GRU units in each direction, 620-wide embeddings, 30,000 + unknown words,
+# 1000 alignment units, maxout of 500. (The GRU resets after its recurrent product; see `gru_cell`.)
+BAHDANAU: dict[str, Any] = {
+    "source_vocabulary": 30_001,
+    "target_vocabulary": 30_001,
+    "embedding": 620,
+    "encoder_units": 1000,
+    "decoder_units": 1000,
+    "cell": "gru",
+    "attention": "bahdanau",
+    "score": "additive",
+    "bridge": "backward",
+}
+
+# See 2017, section 5, the baseline of 50,000 words: embeddings 128, LSTM 256, bidirectional encoder; h_t asks.
+# Not as in the paper: no pointer to words of the source; encoder and decoder have embeddings of their own; the decoder
+# is fed `tanh(W [c; h])` instead of the context through a layer as wide as an embedding, and its output layer reads
+# that instead of a linear layer (eq. 4); h alone asks, in the authors' code the LSTM's cell c as well, by 256 alignment
+# units instead of 512; the bridge from the encoder is tanh of the last h instead of relu of h and c.
+SEE: dict[str, Any] = {
+    "source_vocabulary": 50_000,
+    "target_vocabulary": 50_000,
+    "embedding": 128,
+    "encoder_units": 256,
+    "decoder_units": 256,
+    "cell": "lstm",
+    "attention": "luong",
+    "score": "additive",
+    "input_feeding": True,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    # RNNsearch, Bahdanau 2014, A.2: 1000 GRU units in each direction, 620-wide embeddings, 30,000 + unknown words,
-    # 1000 alignment units, maxout of 500. (The GRU resets after its recurrent product; see `gru_cell`.)
-    "bahdanau_2014": {
-        "source_vocabulary": 30_001,
-        "target_vocabulary": 30_001,
-        "embedding": 620,
-        "encoder_units": 1000,
-        "decoder_units": 1000,
+    "bahdanau_2014": BAHDANAU,
+    # Tu 2016: RNNsearch with the linguistic coverage, one number a word, without fertility and with it, N = 2
+    # (`prototype_search_with_coverage_state` of the authors' code). The previous state asks, as in RNNsearch. Their
+    # neural coverage, a GRU for each word of the source, is not here.
+    "tu_2016_linguistic": {**BAHDANAU, "past": "coverage"},
+    "tu_2016_linguistic_fertility": {**BAHDANAU, "past": "coverage", "fertility": 2.0},
+    # Chorowski 2015, the convolutional model for TIMIT (`nips_conv.yaml` of the authors' code): 3 layers of 256 GRU
+    # units in each direction, 256 in the decoder, 10 filters. The paper writes s_{i-1} for the state that asks, but it
+    # has read y_{i-1} already: here that is the new state, Luong's timing, not Bahdanau's. One-hot phones: 61, the end
+    # and the start.
+    # Not as in the paper: its encoder reads frames of 123 numbers, 40 filter banks and the energy with two orders of
+    # differences, and ours 123 symbols, one-hot; its filters are 201 wide, ours 11; it has 512 alignment units, ours
+    # 256; its decoder is fed the context and has a maxout readout, ours `tanh(W [c; h])` for both; and its decoder
+    # starts from a learned state, ours from the encoder's last.
+    "chorowski_2015": {
+        "source_vocabulary": 123,
+        "target_vocabulary": 63,
+        "one_hot": True,
+        "encoder_units": 256,
+        "encoder_layers": 3,
+        "decoder_units": 256,
         "cell": "gru",
-        "attention": "bahdanau",
+        "attention": "luong",
         "score": "additive",
-        "bridge": "backward",
+        "past": "location",
+        "input_feeding": True,
     },
+    "see_2017": SEE,
+    "see_2017_coverage": {**SEE, "past": "coverage"},  # section 2.3, the feature; the loss is the experiment's affair
     "luong_2015": LUONG,
     **{f"luong_2015_{name}": {**LUONG, **fields} for name, fields in LUONG_VARIANTS.items()},
     # JoeyNMT's model for its reverse task (configs/rnn_reverse.yaml): LSTM 64, embeddings 16, 50 integers and four

@@ -14,13 +14,17 @@ from attention_zoo.modules.decoder import DecoderState, RecurrentDecoder
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding, OneHotEmbedding
 from attention_zoo.modules.memory import Memory
+from attention_zoo.modules.multihead import Asked, Heads, MultiHeadAttention, Sight
 from attention_zoo.modules.past import Coverage, LocationSensitive, Past
+from attention_zoo.modules.positions import LearnedPositions, RelativeBias
 from attention_zoo.modules.recurrent import RecurrentEncoder, RecurrentLayer
 from attention_zoo.modules.scores import Additive, Concat, Cosine, Dot, General, Location, ScaledDot
+from attention_zoo.modules.transformer import FeedForward, Seen, Stack, TransformerBlock
 
 __all__ = [
     "Additive",
     "Aligner",
+    "Asked",
     "Attention",
     "AttentionState",
     "Concat",
@@ -30,8 +34,11 @@ __all__ = [
     "Dense",
     "Dot",
     "Embedding",
+    "FeedForward",
     "General",
     "GumbelSoftmax",
+    "Heads",
+    "LearnedPositions",
     "LocalM",
     "LocalP",
     "Location",
@@ -39,11 +46,17 @@ __all__ = [
     "Memory",
     "MoChA",
     "Monotonic",
+    "MultiHeadAttention",
     "OneHotEmbedding",
     "Past",
     "RecurrentDecoder",
     "RecurrentEncoder",
     "RecurrentLayer",
+    "RelativeBias",
     "ScaledDot",
+    "Seen",
+    "Sight",
+    "Stack",
     "StraightThrough",
+    "TransformerBlock",
 ]

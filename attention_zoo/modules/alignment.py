@@ -17,7 +17,7 @@ from attention_zoo.functional import local, monotonic
 from attention_zoo.functional.alignment import Alignment, softmax
 from attention_zoo.functional.attend import read
 from attention_zoo.functional.mocha import mocha
-from attention_zoo.functional.relaxed import gumbel_softmax, straight_through
+from attention_zoo.functional.relaxed import gumbel_softmax, log_prob_and_entropy, straight_through
 from attention_zoo.modules.memory import Memory
 
 NOISE = "alignment"  # the rng stream of alignments that are noisy in training
@@ -47,8 +47,13 @@ class Aligner(nn.Module):
         self, score: Any, queries: jax.Array, memory: Memory, state: Any, deterministic: bool
     ) -> tuple[jax.Array, Alignment, Any]:
         """Score, align, read: context [..., T, V], the alignment, the next state."""
-        weights, state = self.align(score(queries, memory.keys), queries, memory, state, deterministic)
-        return read(weights, memory.values), Alignment(weights), state
+        scores = score(queries, memory.keys)
+        weights, state = self.align(scores, queries, memory, state, deterministic)
+        return read(weights, memory.values), self.report(weights, scores, memory, deterministic), state
+
+    def report(self, weights: jax.Array, scores: jax.Array, memory: Memory, deterministic: bool) -> Alignment:
+        """What is told of weights [..., T, S] that came from scores; an aligner that samples tells more."""
+        return Alignment(weights)
 
 
 class _Local(Aligner):
@@ -200,7 +205,8 @@ class MoChA(Monotonic):
 class GumbelSoftmax(Aligner):
     """A relaxed sample in training, the softmax at inference; see `functional.relaxed.gumbel_softmax`.
 
-    temperature: of the sample; lower is nearer to one position. Noise comes from the rng stream "alignment".
+    temperature: of the sample; lower is nearer to one position. Noise comes from the rng stream "alignment". A relaxed
+    sample is no position, so the alignment has neither log_prob nor entropy.
     """
 
     temperature: float = 1.0
@@ -217,7 +223,8 @@ class GumbelSoftmax(Aligner):
 class StraightThrough(GumbelSoftmax):
     """One position, sampled in training and the best at inference; its gradient is the relaxed sample's.
 
-    See `functional.relaxed.straight_through`.
+    See `functional.relaxed.straight_through`. In training the alignment also has the log_prob of the sampled position
+    and the entropy of `softmax(e)`, which it is sampled from at any temperature.
     """
 
     def align(
@@ -226,3 +233,8 @@ class StraightThrough(GumbelSoftmax):
         key = None if deterministic else self.make_rng(NOISE)
         mask = memory.mask[..., None, :]
         return straight_through(scores, mask, key, temperature=self.temperature), state
+
+    def report(self, weights: jax.Array, scores: jax.Array, memory: Memory, deterministic: bool) -> Alignment:
+        if deterministic:
+            return Alignment(weights)
+        return Alignment(weights, *log_prob_and_entropy(scores, memory.mask[..., None, :], weights))

@@ -74,8 +74,10 @@ class Attention(nn.Module):
     @checked
     def __call__(
         self, queries: Float[Array, "*#b T Q"], memory: Memory, state: Any = None, deterministic: bool = True
-    ) -> tuple[Float[jax.Array, "*b T V"], Alignment, Any]:
+    ) -> tuple[Float[jax.Array, "*b T V"], Alignment | None, Any]:
         """Attends for queries [..., T, Q]: context [..., T, V], the alignment, and the next state.
+
+        The alignment is None where a fused implementation does not build it.
 
         Args:
             queries: T of them, the next ones of a sequence.
@@ -95,7 +97,7 @@ class Attention(nn.Module):
 
     def _together(
         self, queries: jax.Array, memory: Memory, state: Any, deterministic: bool
-    ) -> tuple[jax.Array, Alignment, Any]:
+    ) -> tuple[jax.Array, Any, Any]:
         """All queries at once; the state of an alignment runs through them."""
         queries, keys, values = promote_dtype(queries, memory.keys, memory.values, dtype=self.score.dtype)
         if not isinstance(self.alignment, Aligner):
@@ -136,13 +138,14 @@ class Attention(nn.Module):
             return state, (context, alignment)
 
         state, found = scan(step, (variables, memory), state, (steps, random))
-        context, alignment = jax.tree.map(lambda step: jnp.moveaxis(step[..., 0, :], 0, -2), found)
+        axis = memory.mask.ndim - 1  # of the queries: an alignment's leaves are [..., T, S] and [..., T]
+        context, alignment = jax.tree.map(lambda step: jnp.moveaxis(jnp.squeeze(step, axis + 1), 0, axis), found)
         return context, alignment, state
 
     @checked
     def over(
         self, queries: Float[Array, "*b T Q"], values: Float[Array, "*b S V"], mask: Bool[Array, "*b S"] | None = None
-    ) -> tuple[Float[jax.Array, "*b T V"], Alignment, Any]:
+    ) -> tuple[Float[jax.Array, "*b T V"], Alignment | None, Any]:
         """`remember` and call in one, for sources that are read once (and for `init`)."""
         memory = self.remember(values, mask)
         return self(queries, memory, self.start(memory))

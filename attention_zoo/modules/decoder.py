@@ -151,7 +151,7 @@ class RecurrentDecoder(nn.Module):
 
     def ask(
         self, queries: jax.Array, memory: Memory | None, state: Any, deterministic: bool
-    ) -> tuple[jax.Array, Alignment, Any]:
+    ) -> tuple[jax.Array, Any, Any]:
         """Attends for queries [..., T, D]."""
         assert self.attention is not None
         if memory is None:

@@ -36,7 +36,7 @@ class Embedding(nn.Module):
 
     def matrix(self) -> jax.Array:
         """E in the dtype of the computation, [N, D]."""
-        return self.embedding if self.dtype is None else self.embedding.astype(self.dtype)
+        return jnp.asarray(self.embedding, self.dtype)
 
 
 class OneHotEmbedding(nn.Module):

@@ -11,8 +11,10 @@ from attention_zoo.functional.alignment_losses import coverage_penalty, guided_a
 from attention_zoo.functional.losses import cross_entropy
 from attention_zoo.functional.masks import within
 from attention_zoo.functional.metrics import token_accuracy
+from attention_zoo.models.transformer import Packed
 from attention_zoo.notation import Array, ArrayLike, Int, checked
 
+SIDES, PLACES = ("source", "target"), ("segments", "positions")
 Objective = Callable[[Any, Mapping[str, Any], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -74,6 +76,52 @@ def teacher_forcing(
         metrics = {"loss": loss, "token_accuracy": right, **_looked(alignment, batch, real, guided, coverage)}
         weighted = guided * metrics.get("guided_alignment", 0) + coverage * metrics.get("coverage_penalty", 0)
         return loss + weighted, metrics
+
+    return objective
+
+
+def packed_teacher_forcing(model: nn.Module, label_smoothing: float = 0.0, *, start: int = 1) -> Objective:
+    """`teacher_forcing` for rows that hold several pairs, see `data.packing`; each pair as if it were alone.
+
+    Args:
+        model: with `loss(..., packed)` as `models.Transformer` has it.
+        label_smoothing, start: as in `teacher_forcing`.
+    """
+
+    def objective(
+        params: Any, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        places = {f"{side}_{what}": jnp.asarray(batch[f"{side}_{what}"]) for side in SIDES for what in PLACES}
+        source, target = jnp.asarray(batch["source"]), jnp.asarray(batch["target"])
+        inputs = jnp.where(places["target_positions"] == 0, start, shifted(target, start))
+        whole = jnp.full(source.shape[:1], source.shape[1])
+        found: Any = model.apply(
+            {"params": params},
+            *(source, whole, inputs, target, places["target_segments"] > 0, label_smoothing),
+            deterministic=False,
+            packed=Packed(**places),
+            method="loss",
+            rngs={"dropout": key},
+        )
+        return found[0], {"loss": found[0], "token_accuracy": found[1]}
+
+    return objective
+
+
+def next_token(model: nn.Module) -> Objective:
+    """The mean cross-entropy of every token given those before it in its text, for `data.LanguageData`.
+
+    Args:
+        model: with `loss(tokens, targets, mask, deterministic, segments, positions)` as `models.CausalLM` has it.
+    """
+
+    def objective(
+        params: Any, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        read = (batch[name] for name in ("tokens", "targets", "mask"))
+        places = (batch["segments"], batch["positions"])
+        found: Any = model.apply({"params": params}, *read, False, *places, method="loss", rngs={"dropout": key})
+        return found[0], {"loss": found[0], "token_accuracy": found[1]}
 
     return objective
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,16 @@ import optax
 from flax import linen as nn
 
 from attention_zoo.data.vocabulary import END, PAD, START
-from attention_zoo.figures import draw_alignment, save
+from attention_zoo.figures import draw_alignment, draw_alignments, save
 from attention_zoo.functional.losses import cross_entropy
 from attention_zoo.functional.masks import within
 from attention_zoo.functional.search import Decoded, beam, greedy
+from attention_zoo.modules.multihead import Asked
 from attention_zoo.training.experiment import Experiment, Prediction
 from attention_zoo.training.objectives import shifted, teacher_forcing
 from attention_zoo.training.translation_metrics import judge, metrics, text_scores, write_lengths
+
+Panel = tuple[np.ndarray, Sequence[str], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,44 @@ class Translator:
             plot = self._heat_map(batch, self._looked(batch, decoded, row), row)
             if plot is not None:
                 plot(folder / f"alignment_{number}.png")
+        if hasattr(self.model, "encode"):
+            save(draw_alignments(self._heads(params, batch, decoded)), folder / "attention.png")
+
+    def _heads(self, params: Any, batch: Mapping[str, np.ndarray], decoded: Decoded) -> dict[str, Panel]:
+        """Where every layer and head of a Transformer looks while it translates the first row, see `look`."""
+        one = {name: np.asarray(batch[name][:1]) for name in ("source", "source_lengths")}
+        written = int(decoded.lengths[0])
+        tokens = jnp.asarray(decoded.tokens[:1, :written])
+        found = jax.jit(partial(look, self.model))(params, one["source"], one["source_lengths"], shifted(tokens))
+        source = self.data.source.tokens(one["source"][0][: int(one["source_lengths"][0])])
+        target = self.data.target.tokens(np.asarray(tokens[0]))
+        inputs = ["", *target[:-1]]  # a position looks at what was fed to it and before it
+        axes = {"encoder": (source, source), "decoder": (target, inputs), "source": (target, source)}
+        return {
+            f"{part} {layer}, head {head}": (
+                np.asarray(weights)[: len(axes[part][0]), : len(axes[part][1])],
+                *axes[part][::-1],
+            )
+            for part, layers in found.items()
+            for layer, heads in enumerate(layers, start=1)
+            for head, weights in enumerate(heads[0], start=1)
+        }
 
     def _chosen(self, batch: Mapping[str, np.ndarray], count: int) -> list[int]:
         rows = np.flatnonzero(batch["valid"]).tolist()
         cyrillic = [row for row in rows if _is_cyrillic(self.data.source.decode(batch["source"][row]))]
         return (cyrillic[:1] + [row for row in rows if row not in cyrillic[:1]])[:count]
+
+
+def look(
+    model: nn.Module, params: Any, source: jax.Array, source_lengths: jax.Array, inputs: jax.Array
+) -> dict[str, list[jax.Array]]:
+    """Every layer's weights in a Transformer: "encoder", "decoder" and "source", lists of [B, H, rows, columns]."""
+    apply = partial(model.apply, {"params": params}, asked=Asked())
+    annotations, read = cast("Any", apply(source, source_lengths, method="encode"))
+    _, wrote = apply(annotations, within(source_lengths, source.shape[1]), inputs, method="decode")
+    own, across = ([getattr(layer, part) for layer in wrote] for part in ("own", "cross"))
+    return {"encoder": [layer.own for layer in read], "decoder": own, "source": across}
 
 
 def _is_cyrillic(text: str) -> bool:

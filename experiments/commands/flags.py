@@ -93,16 +93,19 @@ def _unknown(word: str, known: Iterable[str]) -> str:
     return f"there is no flag {flag}{close}; --help lists them all."
 
 
+OPTIONAL = ("warmup", "shift")
+
+
 def check_numbers(function: Callable[..., Any], flags: Mapping[str, Any]) -> None:
     """Refuses sizes and counts below 1 and rates that are negative or infinite, which no experiment can use.
 
-    A whole number may be 0 where its default is 0, as a seed's is.
+    A whole number may be 0 where its default is 0, as a seed's is, and where 0 turns something off (`OPTIONAL`).
 
     Raises:
         UserError: the flag and its value are named.
     """
     for name, value in flags.items():
-        least = 0 if inspect.signature(function).parameters[name].default == 0 else 1
+        least = 0 if name in OPTIONAL or inspect.signature(function).parameters[name].default == 0 else 1
         if type(value) is int and value < least:
             raise UserError(f"--{name} is {value}: it must be at least {least}.")
         if isinstance(value, float) and not (value >= 0 and math.isfinite(value)):

@@ -10,7 +10,9 @@ from experiments.commands.catalogue import docstring, names
 
 ROOT = Path(__file__).parents[2]
 RESULTS = {file.stem: json.loads(file.read_text()) for file in (ROOT / "experiments" / "results").glob("*.json")}
-METRICS = "exact_match|token_accuracy|alignment_accuracy|perplexity|bleu|chrf|minutes|seconds_to_first_step"
+METRICS = (
+    "exact_match|accuracy|macro_f1|token_accuracy|alignment_accuracy|perplexity|bleu|chrf|minutes|seconds_to_first_step"
+)
 OWN_DATA = {"translate_files"}  # has no score of its own
 
 

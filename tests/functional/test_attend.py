@@ -147,6 +147,17 @@ def test_keys_and_values_may_serve_all_heads():
     np.testing.assert_allclose(context[0, 2], single, atol=1e-5)
 
 
-def test_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match="implementation is one of plain; got 'fast'"):
-        attend(draw(T, D), draw(S, D), draw(S, V), implementation="fast")
+def test_the_fused_path_gives_the_same_context_and_no_weights():
+    queries, keys, values, mask = draw(B, T, D), draw(1, S, D), draw(B, S, V), jnp.arange(S) < 3
+    expected, alignment = attend(queries, keys, values, mask[None, None])
+    context, none = attend(queries, keys, values, mask[None, None], implementation="chunked")
+    np.testing.assert_allclose(context, expected, rtol=1e-5, atol=1e-6)
+    assert alignment is not None and none is None
+
+
+def test_what_no_implementation_does_is_refused():
+    arrays = draw(T, D), draw(S, D), draw(S, V)
+    with pytest.raises(ValueError, match="implementation is one of plain, chunked, cudnn, tokamax; got 'fast'"):
+        attend(*arrays, implementation="fast")
+    with pytest.raises(ValueError, match="'chunked' is for scaled_dot with softmax alone"):
+        attend(*arrays, score=scores.dot, implementation="chunked")

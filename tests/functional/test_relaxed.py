@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from scipy.stats import chi2
+from scipy.stats import chi2, entropy
 
 from attention_zoo.functional.loop import scan
-from attention_zoo.functional.relaxed import gumbel_softmax, straight_through
+from attention_zoo.functional.relaxed import gumbel_softmax, log_prob_and_entropy, straight_through
 from attention_zoo.functional.sparse import tempered
 
 NAN, INF = np.nan, np.inf
@@ -179,3 +179,102 @@ def test_inside_scan_vmap_and_checkpoint_and_exported(align):
 def test_refuses_a_temperature_that_is_not_above_zero(align):
     with pytest.raises(ValueError, match=r"temperature is above zero; got 0\.0"):
         align(jnp.zeros((T, S)), None, KEY, temperature=0.0)
+
+
+# Compiling is most of the time of these tests, and their code need not be fast.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@quick_jit
+def report(scores, mask, weights, cotangents):
+    """Log-probability and entropy, and the gradient of both by the scores, from cotangents [2, ..., T]."""
+    found, pull_back = jax.vjp(lambda scores: log_prob_and_entropy(scores, mask, weights), scores)
+    return *found, pull_back((cotangents[0], cotangents[1]))[0]
+
+
+def sample(seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Scores, one-hot samples of them, and cotangents [2, B, T]."""
+    scores, cotangents = draw(seed)
+    return scores, compute(straight_through, scores, MASK, cotangents)[0], np.stack([cotangents[..., 0]] * 2)
+
+
+def test_log_prob_and_entropy_by_hand():
+    # Softmax (1/8, 5/8, 2/8), (4/9, 1/9, 4/9) and, of what is seen, (1/4, 3/4); a row that sees nothing.
+    scores = jnp.log(jnp.array([[1.0, 5.0, 2.0], [4.0, 1.0, 4.0], [1.0, 9.0, 3.0], [9.0, 9.0, 9.0]]))
+    mask = np.array([[True] * 3, [True] * 3, [True, False, True], [False] * 3])
+    weights = np.float32([[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]])
+    log_prob, found, gradient = report(scores, mask, weights, np.float32([[8.0] * 4, [0.0] * 4]))
+    np.testing.assert_allclose(log_prob, [np.log(5 / 8), np.log(4 / 9), np.log(3 / 4), 0], rtol=1e-6)
+    expected = [entropy(row) for row in ([1, 5, 2], [4, 1, 4], [1, 3])]
+    np.testing.assert_allclose(found, [*expected, 0], rtol=1e-6)
+    # [k = s] - p_k, eight times.
+    np.testing.assert_allclose(gradient[0], [-1, 3, -2], rtol=1e-6)
+    np.testing.assert_allclose(gradient[2], [-2, 0, 2], rtol=1e-6)
+    np.testing.assert_array_equal(gradient[3], 0)
+
+
+def test_the_score_function_estimator_is_unbiased():
+    # sum_s p_s r_s d log p_s, over all samples s, is the gradient of sum_s p_s r_s: p_k (r_k - sum_s p_s r_s).
+    scores, rewards = np.random.default_rng(0).normal(size=(2, S)).astype(np.float32)
+    p = np.exp(scores) / np.exp(scores).sum()
+    every, all_seen = np.broadcast_to(scores, (S, S)), np.ones((S, S), bool)
+    gradient = report(every, all_seen, np.eye(S, dtype=np.float32), np.stack([p * rewards, np.zeros_like(p)]))[2]
+    np.testing.assert_allclose(gradient.sum(0), p * (rewards - p @ rewards), rtol=1e-5, atol=1e-6)
+
+
+def test_log_prob_and_entropy_have_the_gradients_of_finite_differences(float64):
+    scores, weights = np.random.default_rng(0).normal(size=(B, T, S)), np.broadcast_to(np.eye(T, S), (B, T, S))
+    check_grads(jax.jit(lambda scores: log_prob_and_entropy(scores, MASK, weights)), (scores,), order=1, rtol=1e-6)
+
+
+def test_the_straight_through_gradient_stays_out_of_the_log_prob():
+    scores, weights, _ = sample()
+
+    @quick_jit
+    @jax.grad
+    def gradient(scores):
+        weights = straight_through(scores, MASK, KEY, temperature=0.7)
+        return log_prob_and_entropy(scores, MASK, weights)[0].sum()
+
+    zeros, ones = np.zeros((B, T), np.float32), np.ones((B, T), np.float32)
+    np.testing.assert_array_equal(gradient(scores), report(scores, MASK, weights, np.stack([ones, zeros]))[2])
+
+
+@pytest.mark.parametrize("garbage", [NAN, INF, -INF, 3e38])
+def test_what_stands_in_masked_scores_matters_not_to_log_prob_and_entropy(garbage):
+    scores, weights, cotangents = sample()
+    clean = report(scores, MASK, weights, cotangents)
+    dirty = report(np.where(MASK, scores, np.float32(garbage)), MASK, weights, cotangents)
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+    np.testing.assert_array_equal(dirty[2][~MASK], 0)
+    assert not np.any(dirty[0][:, 2]) and not np.any(dirty[1][:, 2]) and np.all(dirty[0][:, :2] < 0)
+    hidden = report(np.where(MASK, scores, np.float32(-INF)), np.ones_like(MASK), weights, cotangents)
+    jax.tree.map(np.testing.assert_array_equal, hidden, clean)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_huge_scores_give_finite_log_probs_and_entropies(dtype):
+    for seed in range(5):
+        scores, weights, cotangents = sample(seed)
+        huge = np.where(np.random.default_rng(seed).random(scores.shape) < 0.5, np.sign(scores) * 1e4, scores)
+        log_prob, found, gradient = report(jnp.asarray(huge, dtype), MASK, jnp.asarray(weights, dtype), cotangents)
+        assert log_prob.dtype == found.dtype == jnp.float32 and gradient.dtype == dtype
+        assert np.all(np.isfinite(log_prob)) and np.all(np.isfinite(np.asarray(gradient, np.float32)))
+        assert np.all(log_prob <= 0) and np.all(found >= 0) and np.all(found <= np.log(S) + 1e-6)
+
+
+def test_log_prob_and_entropy_inside_scan_vmap_and_checkpoint_and_exported():
+    scores, weights, cotangents = sample()
+    rows = tuple(jnp.moveaxis(array, 1, 0)[:, :, None] for array in (scores, jnp.asarray(MASK), weights))
+
+    @quick_jit
+    def stepwise(rows):
+        one = jax.vmap(jax.checkpoint(log_prob_and_entropy))
+        return scan(lambda _, count, row: (count + 1, one(*row)), jnp.zeros(()), jnp.zeros(()), rows)[1]
+
+    found, expected = jax.export.export(stepwise)(rows).call(rows), report(scores, MASK, weights, cotangents)[:2]
+    for part, whole in zip(found, expected, strict=True):
+        np.testing.assert_allclose(jnp.moveaxis(part[..., 0], 0, 1), whole, rtol=1e-5, atol=1e-6)
+    broadcast = report(scores, MASK[0, 1:2], weights, cotangents)
+    whole = report(scores, np.broadcast_to(MASK[0, 1:2], scores.shape), weights, cotangents)
+    jax.tree.map(np.testing.assert_array_equal, broadcast, whole)

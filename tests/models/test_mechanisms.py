@@ -13,10 +13,17 @@ from attention_zoo.models.mechanisms import ALIGNMENTS, PASTS, SCORES, mechanism
 from tests.models.small import MECHANISMS, B, S, T, make, quick_jit
 
 H, Q, K = 2, 6, 3  # heads; width of queries and values; hypotheses
+MARKS = np.float32([2, 3, 5, 7, 11, 13, 17])  # of the S source positions
 STATEFUL = [
     *("bahdanau_local_m", "bahdanau_monotonic", "bahdanau_mocha", "bahdanau_past_location"),
     *("bahdanau_past_coverage", "at_once_past_coverage", "feeding_local_p"),
 ]
+SAMPLING = {
+    "previous": MECHANISMS["bahdanau_straight_through"],
+    "feeding": {**MECHANISMS["feeding_local_p"], "score": "general", "alignment": "straight_through"},
+    "at_once": {**MECHANISMS["at_once_local_p"], "alignment": "straight_through"},
+    "at_once_past": {**MECHANISMS["at_once_past_coverage"], "alignment": "straight_through"},
+}
 
 
 def attention(score="additive", alignment="softmax", past="none"):
@@ -69,7 +76,12 @@ def test_the_state_of_a_mechanism_follows_its_hypothesis_through_beam_search(nam
     @quick_jit
     def search(params):
         cache = model.apply(params, source, lengths, method="start")
-        step = lambda cache, tokens: model.apply(params, cache, tokens, method="step")  # noqa: E731
+
+        def step(cache, tokens):
+            logits, cache, alignment = model.apply(params, cache, tokens, method="step")
+            # What a sampled alignment has beside its weights: here a number that tells which weights it belongs to.
+            return logits, cache, alignment._replace(log_prob=alignment.weights @ MARKS)
+
         found = beam(step, cache, jnp.ones(B, jnp.int32), end=2, max_length=T, width=K)
         inputs = jnp.pad(found.tokens[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=1).reshape(B * K, T)
         again = model.apply(params, jnp.repeat(source, K, 0), jnp.repeat(lengths, K, 0), inputs)[1]
@@ -80,6 +92,30 @@ def test_the_state_of_a_mechanism_follows_its_hypothesis_through_beam_search(nam
     assert len(np.unique(np.asarray(found.tokens[0]), axis=0)) == K
     expected = np.where(written[..., None], again, 0)
     np.testing.assert_allclose(found.alignment.weights, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.alignment.log_prob, expected @ MARKS, rtol=1e-5, atol=1e-5)
+    assert found.alignment.entropy is None
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_a_decoder_that_samples_tells_the_log_prob_of_every_step(name):
+    """[B, T], in training: whichever way the decoder takes its steps, and the score-function term has a gradient."""
+    model, params, source, lengths, target = make(**SAMPLING[name])
+    rngs = {"alignment": jax.random.key(3)}
+
+    def log_prob(params):
+        alignment = model.apply(params, source, lengths, target, False, rngs=rngs)[1]
+        return alignment.log_prob.sum(), alignment
+
+    (_, found), gradient = quick_jit(jax.value_and_grad(log_prob, has_aux=True))(params)
+    assert found.log_prob.shape == found.entropy.shape == (B, T) == found.weights.shape[:2]
+    np.testing.assert_array_equal(found.weights.max(-1), [[1] * T, [1] * T, [0] * T])
+    # Between the certain and the impossible; a source without tokens has no choice.
+    assert np.all(found.log_prob[:2] < 0) and np.all(found.entropy[:2] > 0)
+    assert np.all(found.entropy[:2] < np.log(np.asarray(lengths[:2, None])))
+    np.testing.assert_array_equal((found.log_prob[2], found.entropy[2]), 0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    score = jax.tree.leaves(gradient["params"]["decoder"]["attention"])
+    assert all(np.abs(leaf).max() > 1e-5 for leaf in score)
 
 
 def test_a_state_is_asked_for_where_one_is_needed():

@@ -4,9 +4,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from attention_zoo.models import PRESETS, seq2seq
+from tests.models.small import SIZES, make, quick_jit
 
 
 def lstm(inputs, units):
@@ -29,6 +31,35 @@ def bahdanau_2014():
     decoder = gru(m + 2 * n, n) + additive(n, 2 * n, n) + n * (n + 1)
     readout = 1000 * (n + m + 2 * n + 1) + words * (500 + 1)
     return 2 * words * m + encoder + decoder + readout
+
+
+def tu_2016_linguistic():
+    return bahdanau_2014() + 1000  # V of eq. 6, from one number to the alignment units
+
+
+def tu_2016_linguistic_fertility():
+    return tu_2016_linguistic() + 2 * 1000  # U_f, over the annotations
+
+
+def chorowski_2015():
+    inputs, phones, n = 123, 63, 256
+    encoder = 2 * (gru(inputs, n) + 2 * gru(2 * n, n))
+    location = 11 * 10 + 10 * n  # F and U
+    decoder = gru(phones + n, n) + additive(n, 2 * n, n) + location + n * 3 * n + n * (2 * n + 1)  # W_c, the bridge
+    return encoder + decoder + phones * (n + 1)
+
+
+def see_2017():
+    """The paper's own count (section 6) and all that `presets.SEE` names as different."""
+    words, e, n = 50_000, 128, 256
+    embeddings = words * e  # the target's own
+    feeding = lstm(e + n, n) - (lstm(e, n) + e * (e + 2 * n + 1))
+    features = n * 3 * n - n * (3 * n + 1)  # no bias
+    return 21_499_600 + embeddings + feeding + features + additive(n, 2 * n, n) - additive(2 * n, 2 * n, 2 * n)
+
+
+def see_2017_coverage():
+    return see_2017() + 256  # w_c, as wide as the alignment
 
 
 def luong_2015(score=1000 * 1000):
@@ -103,8 +134,9 @@ LUONGS = (
     luong_2015_local_p_general,
     luong_2015_local_p_dot,
 )
-PAPERS = (bahdanau_2014, *LUONGS, joeynmt_reverse, dates_small, dates_luong_small, translator)
-COUNTS = {count.__name__: count for count in PAPERS}
+COVERAGES = (tu_2016_linguistic, tu_2016_linguistic_fertility, see_2017, see_2017_coverage)
+OTHERS = (joeynmt_reverse, dates_small, dates_luong_small, translator)
+COUNTS = {count.__name__: count for count in (bahdanau_2014, *LUONGS, chorowski_2015, *COVERAGES, *OTHERS)}
 
 
 def test_every_preset_is_counted():
@@ -117,6 +149,37 @@ def test_parameter_count(name):
     tokens, lengths = jnp.zeros((2, 3), jnp.int32), jnp.ones(2, jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, lengths, tokens)
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == COUNTS[name]()
+
+
+# Has the state that asks for the word y_t read y_{t-1} already? For each paper, its mechanism with the most to it.
+ASKS_AFTER_READING = {
+    "bahdanau_2014": False,
+    "tu_2016_linguistic_fertility": False,
+    "chorowski_2015": True,
+    "see_2017_coverage": True,
+    "luong_2015_local_p_general": True,
+}
+
+
+@pytest.mark.parametrize("name", ASKS_AFTER_READING)
+def test_the_query_is_taken_as_in_the_paper(name):
+    units = SIZES["decoder_units"]
+    sizes = {**SIZES, "encoder_units": units, "encoder_layers": 1, "decoder_layers": 1}  # equal, for Luong's bridge
+    fields = {field: value for field, value in PRESETS[name].items() if not field.endswith("vocabulary")}
+    model, params, source, lengths, target = make(**{**fields, **sizes})
+    run = quick_jit(lambda target: model.apply(params, source, lengths, target)[1].weights[0])
+    weights, changed = run(target), run(target.at[0, 2].add(-1))
+    moved = np.abs(weights - changed).max(-1)
+    first = 2 if ASKS_AFTER_READING[name] else 3  # the step that reads the changed word, or the next
+    np.testing.assert_array_equal(moved[:first], 0)
+    assert moved[first] > 1e-3
+
+
+def test_variants_take_their_query_as_the_papers_other_models_do():
+    for name, fields in PRESETS.items():
+        for other, after in ASKS_AFTER_READING.items():
+            if name.startswith(other[: other.index("_20") + 5]):
+                assert fields["attention"] == ("luong" if after else "bahdanau")
 
 
 def test_fields_replace_the_presets():

@@ -94,6 +94,39 @@ def test_without_noise_training_is_the_expectation():
     np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-6)
 
 
+def attend(alignment, deterministic=False, **arrays):
+    """The whole alignment, of dot scores over SCORES."""
+    arrays = {"queries": QUERIES, "values": VALUES, "mask": MASK} | arrays
+    attention, rngs = Attention(Dot(), alignment), {"alignment": jax.random.key(1)}
+    memory = attention.apply({}, arrays["values"], arrays["mask"], method="remember")
+    return attention.apply({}, arrays["queries"], memory, None, deterministic, rngs=rngs)[1]
+
+
+def test_a_sample_tells_its_log_prob_and_the_entropy_it_was_drawn_from():
+    # At any temperature: that of the estimator's gradient is not that of the choice.
+    found, other = attend(StraightThrough(0.5)), attend(StraightThrough(3.0))
+    jax.tree.map(np.testing.assert_array_equal, found, other)
+    log_probs = np.log(np.maximum(softmax(SCORES, MASK[:, None]), 1e-30))
+    chosen = found.weights.argmax(-1)[..., None]
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    close(found.log_prob, np.take_along_axis(log_probs, chosen, -1)[..., 0])
+    close(found.entropy, -np.sum(np.exp(log_probs) * log_probs, -1))
+    assert found.log_prob.shape == (B, T) and np.ptp(found.log_prob) > 0.1
+    # Nothing to attend to: zeros, beside examples that have something.
+    empty = attend(StraightThrough(0.5), mask=np.array([[True] * S, [False] * S]))
+    assert not empty.log_prob[1].any() and not empty.entropy[1].any() and empty.entropy[0].all()
+
+
+def test_where_no_position_is_sampled_there_is_no_log_prob():
+    for alignment, deterministic in (
+        (StraightThrough(0.5), True),
+        (GumbelSoftmax(0.5), False),
+        (GumbelSoftmax(), True),
+    ):
+        found = attend(alignment, deterministic)
+        assert found.log_prob is None and found.entropy is None
+
+
 def by_steps(params, features):
     """Softmax of `q^T W (k + P f)`, one query after another, with features of all weights before."""
     general, past, before = params["score"]["score"]["key"]["kernel"], params["score"]["past"], []

@@ -1,0 +1,140 @@
+"""A tile of attention scores: the arguments that lie over it, which of its scores count, and what they are.
+
+Arrays have five axes, [B, G, R, T, S]: R of the H = G R query heads share the keys of one of G heads.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from attention_zoo.notation import Array
+
+Places = tuple[Array, Array]
+
+
+class Settings(NamedTuple):
+    """What is known while tracing. A query at position p sees keys p - left <= s <= p + right; None = no bound.
+
+    `bias` is the bias function: (arrays, constants, query positions, key positions) -> [H or 1, t, s]. `rows` are the
+    queries of a chunk, `groups` the heads of keys of the whole call; only `chunked` sets and reads these.
+    """
+
+    scale: float
+    soft_cap: float | None
+    left: int | None
+    right: int | None
+    offset: int | None
+    dropout: float = 0.0
+    bias: Callable[[Any, Any, Array, Array], Array] | None = None
+    rows: int = 0
+    groups: int = 0
+
+
+class Laid(NamedTuple):
+    """What lies over the scores, broadcasting against [B, G, R, T, S]; None where there is none."""
+
+    mask: Array | None = None
+    query_segments: Array | None = None
+    key_segments: Array | None = None
+    bias: Array | None = None
+
+
+class Loose(NamedTuple):
+    """What has no place among the scores: a traced offset, a bias function's arrays (with a gradient) and constants."""
+
+    offset: Array | None = None
+    arrays: list[Array] | None = None
+    constants: list[Array] | None = None
+    key: Array | None = None
+
+
+class Call(NamedTuple):
+    """The arguments in the five axes of this file, checked."""
+
+    settings: Settings
+    queries: Array
+    keys: Array
+    values: Array
+    laid: Laid
+    loose: Loose
+
+
+class Tile(NamedTuple):
+    """Where a chunk lies: its first row and column, which may be traced, and its size."""
+
+    row: Any
+    column: Any
+    rows: int
+    columns: int
+
+
+def score(call: Call, places: Places, shown: Array | None, products: Array, bias: Any) -> jax.Array:
+    """Scores [B, G, R, t, s] of the products; hidden ones become -inf, and send no gradient back.
+
+    bias: (what is laid over these scores, the arrays of the bias function): what has a gradient.
+    """
+    laid, arrays = bias
+    scores = products * call.settings.scale
+    cap = call.settings.soft_cap
+    if cap:
+        scores = cap * jnp.tanh(hide(shown, scores, 0) / cap)  # hidden first: the slope of tanh at NaN is NaN
+    if call.settings.bias is not None:
+        laid = call.settings.bias(arrays, call.loose.constants, *places)
+        heads = products.shape[1:3] if laid.shape[0] != 1 else (1, 1)
+        laid = laid.reshape(1, *heads, *products.shape[3:])
+    if laid is not None:
+        scores = scores + laid.astype(scores.dtype)
+    return hide(shown, scores, -jnp.inf)
+
+
+def allowed(settings: Settings, places: Places, laid: Laid) -> Array | None:
+    """Which scores count, broadcasting against [B, G, R, t, s]; None where all do."""
+    rules = [] if laid.mask is None else [laid.mask]
+    if laid.query_segments is not None and laid.key_segments is not None:
+        rules.append((laid.query_segments == laid.key_segments) & (laid.key_segments != 0))
+    distance = (places[1][None, :] - places[0][:, None])[None, None, None]
+    if settings.left is not None:
+        rules.append(distance >= -settings.left)
+    if settings.right is not None:
+        rules.append(distance <= settings.right)
+    return reduce(jnp.logical_and, rules) if rules else None
+
+
+def hide(shown: Array | None, scores: Array, fill: Any) -> Array:
+    """The scores that count, and `fill` for the others."""
+    return scores if shown is None else jnp.where(shown, scores, fill)
+
+
+def positions(call: Call, tile: Tile) -> Places:
+    """Where the queries and the keys of a tile stand, [t] and [s]."""
+    rows = tile.row + jnp.arange(tile.rows) + offset(call)
+    return rows.astype(jnp.int32), (tile.column + jnp.arange(tile.columns)).astype(jnp.int32)
+
+
+def everywhere(call: Call) -> Places:
+    """Where all queries and keys stand."""
+    return positions(call, Tile(0, 0, call.queries.shape[3], call.keys.shape[2]))
+
+
+def offset(call: Call) -> Any:
+    """Where the first query stands."""
+    return call.loose.offset if call.settings.offset is None else call.settings.offset
+
+
+def over(array: Array, tile: Tile) -> Array:
+    """The part of what is laid over all scores that lies over a tile."""
+    rows = part(array, tile.row, tile.rows, 3) if array.shape[3] != 1 else array
+    return part(rows, tile.column, tile.columns, 4) if array.shape[4] != 1 else rows
+
+
+def part(array: Array, start: Any, size: int, axis: int) -> Array:
+    """`size` entries of an axis from `start`; the array itself where that is all of it."""
+    return array if array.shape[axis] == size else jax.lax.dynamic_slice_in_dim(array, start, size, axis)
+
+
+def merge_heads(array: Array) -> Array:
+    """[B, G, R, ...] as [B, H, ...]."""
+    return array.reshape(array.shape[0], -1, *array.shape[3:])
