@@ -1,9 +1,11 @@
 """What every test stands on: the CPU, no accidental promotion of ranks, data and caches in a folder that is removed."""
 
+import gc
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 # Before jax and tensorflow_datasets are imported: both read the environment once. With pytest-xdist the
@@ -13,6 +15,14 @@ _SCRATCH = os.environ["ATTENTION_ZOO_TEST_SCRATCH"] if _WORKER else tempfile.mkd
 os.environ["ATTENTION_ZOO_TEST_SCRATCH"] = _SCRATCH
 os.environ["TFDS_DATA_DIR"] = os.path.join(_SCRATCH, _WORKER or "main")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The suite compiles thousands of programs and runs each for an instant. So XLA compiles quickly instead of well, and
+# what tests, workers and the processes that they start have in common is compiled once. They all inherit this; with
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= in front, pytest tests the code that users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if version("jaxlib").startswith("0.10."):  # XLA ends a process that is given a flag which it does not know.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(_SCRATCH, "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
@@ -20,6 +30,8 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes objects in crowds, and each look of the garbage collector at them costs more than it finds.
+gc.set_threshold(100_000)
 # Compiling makes a property's first example slow, so no deadline; the same examples in every run.
 hypothesis.settings.register_profile("zoo", deadline=None, derandomize=True, database=None, max_examples=30)
 hypothesis.settings.load_profile("zoo")

@@ -30,14 +30,7 @@ LINE = (
 def folders(tmp_path_factory):
     """The work folders of a run that was never stopped, and of one that was killed after its first checkpoint."""
     base = tmp_path_factory.mktemp("runs")
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
     def start(folder):
         command = [sys.executable, "-m", "experiments", *LINE.split(), str(folder)]

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-import jax
 import pytest
 
 from experiments.__main__ import main
@@ -16,15 +15,7 @@ README = (PAGES.parents[1] / "README.md").read_text(encoding="utf-8")
 TINY = "--seeds 2 --steps 2 --train_examples 64 --held_out_examples 7"
 
 
-@pytest.fixture
-def quick_compilation():
-    """Two steps are not worth optimising for."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_a_small_table(tmp_path, monkeypatch, capsys, quick_compilation):
+def test_a_small_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["table", "dates", *TINY.split(), "--rows", "local-m, MoChA", "--output", "out"]
     assert main(words) == 0

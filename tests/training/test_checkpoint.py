@@ -27,7 +27,7 @@ def same(left, right):
 
 
 @pytest.fixture(scope="module")
-def steps(compiled_once):
+def steps():
     made = Steps(RUN, make_mesh())
     made.compile_ahead(RUN.data.shapes()[:1])
     return made

@@ -15,8 +15,6 @@ from attention_zoo.training import Interrupted, UserError, fit, load_parameters,
 from attention_zoo.training.loop import score_of
 from tests.training.tiny import Copies, experiment
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def lines(workdir, split):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

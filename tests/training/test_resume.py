@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def whole(compiled_once, tmp_path_factory):
+def whole(tmp_path_factory):
     """The work folder of a run that was never stopped."""
     workdir = tmp_path_factory.mktemp("whole")
     fit(experiment(), workdir)
@@ -30,16 +30,10 @@ def whole(compiled_once, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killed(whole, compiled_once, tmp_path_factory):
+def killed(whole, tmp_path_factory):
     """The work folder of a run that was killed after its checkpoint of step 10, of 24."""
     workdir = tmp_path_factory.mktemp("killed")
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(compiled_once),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-m", "tests.training.killed", str(workdir)], env=env, cwd=ROOT)
     deadline = time.monotonic() + 120
     try:

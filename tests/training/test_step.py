@@ -60,7 +60,7 @@ def test_what_is_evaluated_is_the_average_where_there_is_one():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), evaluation_parameters(two), expected)
 
 
-def test_a_compiled_step_gives_what_the_plain_one_gives_for_every_shape_and_takes_the_old_state(compiled_once):
+def test_a_compiled_step_gives_what_the_plain_one_gives_for_every_shape_and_takes_the_old_state():
     run, mesh = experiment(Copies((5, 7))), make_mesh()
     steps = Steps(run, mesh)
     steps.compile_ahead(run.data.shapes()[:1])  # The other shape is compiled when it comes.
