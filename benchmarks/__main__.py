@@ -24,7 +24,7 @@ SIZES = ("small", "paper", "long")
 
 def run(
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    sizes: str = "paper",
+    sizes: str = "paper,long",
     repetitions: int = 15,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None,
 ) -> None:

@@ -46,7 +46,7 @@ def experiment(
     Args:
         fold: which fifth of the templates is the test split, 0 to 4.
         tokenizer: what a symbol is.
-        one_hot: symbols enter as one-hot vectors and a layer, instead of learned embeddings.
+        one_hot: symbols enter as one-hot vectors instead of learned embeddings; the width must hold them all.
         positions: how the model knows the order of symbols.
         width: of the vectors; feed-forward layers are twice as wide.
         layers: of the encoder.

@@ -114,7 +114,8 @@ class LabelledImages:
         Raises:
             ValueError: a file is missing, is no picture or has another size; the message says which.
         """
-        images = [read_picture(Path(path)) for path in paths]
+        coloured = self.shape[-1:] == (3,)
+        images = [read_picture(Path(path), coloured) for path in paths]
         for path, image in zip(paths, images, strict=True):
             if image.shape != self.shape:
                 wanted, got = (" x ".join(map(str, shape)) for shape in (self.shape, image.shape))
@@ -156,8 +157,8 @@ class LabelledImages:
             raise ValueError(f"{path} is damaged or was not written by this program") from error
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """The grey values of a picture, float32 `[height, width, 1]` in [0, 1]; of a coloured one their mean.
+def read_picture(path: Path, coloured: bool = False) -> np.ndarray:
+    """A picture, float32 `[height, width, channels]` in [0, 1]: its colours, or its grey values as one channel.
 
     Raises:
         ValueError: the file is missing, or is no picture.
@@ -167,7 +168,10 @@ def read_picture(path: Path) -> np.ndarray:
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     scaled = values.astype(np.float32) / (255 if values.dtype == np.uint8 else 1)
-    return scaled[..., None] if scaled.ndim == 2 else scaled[..., :3].mean(-1, keepdims=True)
+    channels = scaled[..., None] if scaled.ndim == 2 else scaled[..., :3]
+    if coloured:
+        return np.broadcast_to(channels, (*channels.shape[:2], 3))
+    return channels.mean(-1, keepdims=True)
 
 
 def moved(images: np.ndarray, moves: np.ndarray) -> np.ndarray:

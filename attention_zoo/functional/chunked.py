@@ -36,6 +36,9 @@ _SHARE = 2**16  # scores a core works on at a time, so that they stay in its cac
 
 def attention(call: Call, chunk: int = CHUNK) -> jax.Array:
     """Context [B, G, R, T, V], `chunk` queries at a time."""
+    if call.queries.dtype == jnp.float16:  # its exponents are too few for gradients that are divided by sums
+        wide = {name: getattr(call, name).astype(jnp.float32) for name in ("queries", "keys", "values")}
+        return attention(call._replace(**wide), chunk).astype(jnp.float16)
     size = call.queries.shape[3]
     count = -(-size // chunk)
     rows = -(-size // count)  # chunks of equal size: the least padding

@@ -59,8 +59,15 @@ class CausalLM(Layers, kw_only=True):
         return self.logits(features), seen
 
     def start(self, batch: int, size: int | None = None) -> LanguageCache:
-        """The cache before the first token, with room for `size` tokens (`longest` by default)."""
-        written = self.empty_cache(self.blocks, batch, self.longest if size is None else size)
+        """The cache before the first token, with room for `size` tokens (`longest` by default).
+
+        Raises:
+            ValueError: room for more tokens than positions that are learnt.
+        """
+        size = self.longest if size is None else size
+        if self.positions == "learned" and size > self.longest:
+            raise ValueError(f"start: {self.longest} positions are learnt (longest); got room for {size} tokens")
+        written = self.empty_cache(self.blocks, batch, size)
         return LanguageCache(written, jnp.zeros(batch, jnp.int32))
 
     @checked

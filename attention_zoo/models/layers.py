@@ -17,6 +17,8 @@ from attention_zoo.modules.positions import LearnedPositions, RelativeBias
 from attention_zoo.modules.transformer import ACTIVATIONS, NORMS, FeedForward, Stack, TransformerBlock
 
 POSITIONS = ("sinusoidal", "sinusoidal_halves", "learned", "rotary", "alibi", "relative", "none")
+# The alignments that are functions: a head carries no state from query to query.
+STATELESS = ("softmax", "tempered", "sparsemax", "entmax15", "top_k")
 IN_SCORES = ("rotary", "alibi", "relative")  # what knows positions inside attention, and adds no vectors
 
 
@@ -102,9 +104,7 @@ class Layers(nn.Module):
         if (self.score, self.alignment) == ("scaled_dot", "softmax"):
             return {}
         each = self.head_width or self.width // self.heads
-        sizes = SimpleNamespace(
-            decoder_units=each, positions=self.longest, dtype=self.dtype, kept=3, temperature=1.0, window=10, chunk=3
-        )
+        sizes = SimpleNamespace(decoder_units=each, positions=self.longest, dtype=self.dtype, kept=3, temperature=1.0)
         return {"score": partial(SCORES[self.score], sizes, each), "alignment": ALIGNMENTS[self.alignment](sizes)}
 
     def make_positions(self) -> nn.Module | None:
@@ -147,16 +147,11 @@ def check(model: Layers) -> None:
     Raises:
         ValueError: the field, what it may be, and what it is.
     """
-    stateless = tuple(name for name in ALIGNMENTS if name in STATELESS)
     choices = {"positions": POSITIONS, "norm": tuple(NORMS), "activation": tuple(ACTIVATIONS)}
-    choices |= {"score": tuple(SCORES), "alignment": stateless}
+    choices |= {"score": tuple(SCORES), "alignment": STATELESS}
     for field, names in choices.items():
         if getattr(model, field) not in names:
             raise ValueError(f"{field} is one of {', '.join(names)}; got {getattr(model, field)!r}")
     for field in ("dropout", "hidden_dropout", "attention_dropout"):
         if not 0 <= getattr(model, field) < 1:
             raise ValueError(f"{field} lies in [0, 1); got {getattr(model, field)}")
-
-
-# The alignments that are functions: a head carries no state from query to query.
-STATELESS = ("softmax", "tempered", "sparsemax", "entmax15", "top_k")

@@ -46,6 +46,8 @@ def from_huggingface(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         model, inputs = architecture.make(config, folder), architecture.inputs(config)
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'}: {error} is missing") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: a setting is of another type; {error}") from None
     tensors = _tidy(_read(folder), architecture, folder)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     return model, {"params": _fill(flatten_dict(shapes, sep="/"), tensors, architecture, folder)}

@@ -56,7 +56,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     # Wang 2020; six layers as in sentence-transformers' all-MiniLM-L6-v2.
     "minilm_l6": {**_BERT, "width": 384, "layers": 6, "heads": 12, "hidden": 1536},
     # The encoder of experiments/classify_intents.py and embedding_ablation.py, whose vocabulary the data decide.
-    "intents_encoder": {"vocabulary": 2_000, "width": 96, "layers": 2, "heads": 4, "hidden": 192, "dropout": 0.1},
+    "intents_encoder": {"vocabulary": 2_000, "width": 128, "layers": 2, "heads": 4, "hidden": 256, "dropout": 0.1},
 }
 
 # Dosovitskiy 2021, table 1 and section 4.1; S is Touvron 2021's DeiT-S. ImageNet's 1,000 classes.

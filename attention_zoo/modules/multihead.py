@@ -1,6 +1,7 @@
 """Multi-head attention: several heads look at one source, each in its own way."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -66,8 +67,9 @@ class MultiHeadAttention(nn.Module):
         `Sight`). window: keys at most (left, right) away. soft_cap: c of `c tanh(scores / c)`.
     score: None for scaled dot, which has fused paths; or what makes a module of `modules.scores`, such as
         `partial(Additive, 64)`, one for each head, whose scores `alignment` turns into weights: a function
-        `(scores, mask) -> weights`.
-    dropout: of the weights, per element. implementation: see `functional.dot_product.dot_product_attention`.
+        `(scores, mask) -> weights`. For a cache, its keys are as wide as a head.
+    dropout: of the weights, per element. implementation: see `functional.dot_product.dot_product_attention`; queries
+        of a cache take the default one.
 
     Raises:
         ValueError: fields that do not fit together; the message says which.
@@ -100,14 +102,16 @@ class MultiHeadAttention(nn.Module):
             self.query_norm, self.key_norm = nn.RMSNorm(dtype=self.dtype), nn.RMSNorm(dtype=self.dtype)
         if self.score is not None:
             each_its_own: Any = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-            self.relevance = nn.vmap(_Relevance, in_axes=1, out_axes=1, **each_its_own)(self.score)
+            methods: dict[str, Any] = {"in_axes": 1, "out_axes": 1, "methods": ["remember", "__call__"]}
+            self.relevance = nn.vmap(_Relevance, **methods, **each_its_own)(self.score)
 
     @checked
     def remember(self, inputs: Float[Array, "B S E"], positions: Int[Array, "B S"] | None = None) -> Heads:
         """Projects a source once: keys and values of its positions (0, 1, ... without)."""
         keys = self._split(self.key(inputs), self.groups or self.heads)
-        keys = self.key_norm(keys) if self.qk_norm else keys
-        return Heads(self._placed(keys, positions), self._split(self.value(inputs), self.groups or self.heads))
+        keys = self._placed(self.key_norm(keys) if self.qk_norm else keys, positions)
+        keys = keys if self.score is None else self.relevance.remember(keys)
+        return Heads(keys, self._split(self.value(inputs), self.groups or self.heads))
 
     @checked
     def __call__(
@@ -135,8 +139,9 @@ class MultiHeadAttention(nn.Module):
         queries = self._split(self.query(inputs), self.heads)
         queries = self._placed(self.query_norm(queries) if self.qk_norm else queries, sight.positions)
         where = self._where(sight, memory.keys.shape[-2], causal, cached)
+        memory = Heads(*(part.astype(queries.dtype) for part in memory))
         key = self.make_rng("dropout") if self.dropout and not deterministic else None
-        attend = self._fused if self.score is None else self._scored
+        attend = partial(self._fused, None if cached else self.implementation) if self.score is None else self._scored
         context, weights = attend(queries, memory, where, asked, key)
         joined = jnp.swapaxes(context, -2, -3).reshape(*inputs.shape[:-1], -1)
         return self.output(joined), weights
@@ -153,6 +158,8 @@ class MultiHeadAttention(nn.Module):
 
     def _where(self, sight: Sight, size: int, causal: bool, cached: bool) -> dict[str, Any]:
         """The arguments of `dot_product_attention` that say what is seen."""
+        if self.scheme == "relative" and sight.relative is None:
+            raise ValueError("scheme 'relative' needs its bias, from modules.RelativeBias, as Sight.relative; got None")
         bias = {"alibi": alibi(self.heads) if self.scheme == "alibi" else None, "relative": sight.relative}
         where: dict[str, Any] = {"mask": sight.mask, "segments": sight.segments, "bias": bias.get(self.scheme)}
         if not cached:
@@ -167,7 +174,13 @@ class MultiHeadAttention(nn.Module):
         return {**where, "mask": combine(sight.mask, seen[:, None])}
 
     def _fused(
-        self, queries: jax.Array, memory: Heads, where: dict[str, Any], asked: Asked | None, key: jax.Array | None
+        self,
+        implementation: str | None,
+        queries: jax.Array,
+        memory: Heads,
+        where: dict[str, Any],
+        asked: Asked | None,
+        key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Scaled dot-product attention, on whichever path is fastest."""
         weights = None
@@ -176,7 +189,7 @@ class MultiHeadAttention(nn.Module):
             rows = jnp.arange(queries.shape[-2]) if asked.rows is None else asked.rows
             weights = attention_rows(queries, memory.keys, heads=heads, rows=rows, soft_cap=self.soft_cap, **where)
         noise: dict[str, Any] = {} if key is None else {"dropout": self.dropout, "key": key}
-        options = {"soft_cap": self.soft_cap, "implementation": self.implementation, **where, **noise}
+        options = {"soft_cap": self.soft_cap, "implementation": implementation, **where, **noise}
         context = dot_product_attention(queries, memory.keys, memory.values, **options)
         return context, weights
 
@@ -207,8 +220,11 @@ class _Relevance(nn.Module):
     def setup(self) -> None:
         self.score = self.make()
 
+    def remember(self, keys: jax.Array) -> jax.Array:
+        return self.score.remember(keys)
+
     def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        return self.score(queries, self.score.remember(keys))
+        return self.score(queries, keys)
 
 
 def _mask(where: dict[str, Any], queries: int, keys: int) -> jax.Array | None:
@@ -222,11 +238,12 @@ def _mask(where: dict[str, Any], queries: int, keys: int) -> jax.Array | None:
 def append(cache: Heads, new: Heads, start: Int[Array, "B"]) -> Heads:
     """A cache [B, G, S, D] with new keys and values [B, G, T, D] written from position `start` on, row by row.
 
-    `start + T` may not be more than S: a write that does not fit is moved to the left (`lax.dynamic_update_slice`).
+    What does not fit into the S positions is left out, so that padding at the end of a prompt spoils nothing.
     """
 
     def one(buffer: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(buffer, rows.astype(buffer.dtype), start, axis=1)
+        places = start + jnp.arange(rows.shape[1])
+        return buffer.at[:, places].set(rows.astype(buffer.dtype), mode="drop", unique_indices=True)
 
     return Heads(*(jax.vmap(one)(buffer, rows, start) for buffer, rows in zip(cache, new, strict=True)))
 

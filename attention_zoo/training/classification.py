@@ -46,7 +46,13 @@ def class_loss(model: nn.Module, inputs: Sequence[str], label_smoothing: float =
 
     Returns:
         an objective whose metrics are `loss` and `accuracy` (a fraction).
+
+    Raises:
+        ValueError: label_smoothing is outside [0, 1).
     """
+
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing lies in [0, 1); got {label_smoothing}")
 
     def objective(
         params: Any, batch: Mapping[str, jax.Array], key: jax.Array
@@ -110,8 +116,9 @@ class Judge:
         Raises:
             ValueError: an input cannot be read; the data say why.
         """
-        for text in inputs:
-            batch = self.data.encode_batch([text])
+        whole = self.data.encode_batch(inputs)
+        for row, text in enumerate(inputs):
+            batch = {name: values[row : row + 1] for name, values in whole.items()}
             logits = np.asarray(self.classify(params, *(batch[name] for name in self.inputs)), np.float32)
             chance = np.asarray(jax.nn.softmax(logits[0]))
             best = int(chance.argmax())

@@ -171,6 +171,9 @@ def _search(
     def step(cache: Any, tokens: jax.Array) -> Any:
         return model.apply({"params": params}, cache, tokens, method="step")
 
+    room = getattr(model, "longest", max_length)
+    if room < max_length:
+        raise ValueError(f"the model's cache has room for {room} tokens (longest), and {max_length} may be written")
     cache = model.apply({"params": params}, source, source_lengths, method="start")
     start = jnp.full(source.shape[:1], START, jnp.int32)
     if width == 1:

@@ -20,7 +20,7 @@ def predict(
 
     Args:
         workdir: the work folder of the run.
-        inputs: the texts, each in quotes.
+        inputs: the texts, each in quotes; for a model of images, their files.
         plot: where to draw the alignment; of several inputs, each gets its number before the suffix.
         beam_size: hypotheses that the search keeps; 1 is greedy.
     """

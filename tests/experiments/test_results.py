@@ -58,3 +58,18 @@ def test_readmes_ratios_are_a_benchmarks():
     for row in peers:
         assert f"{row['ratio']:.2f} times" in text
         assert f"{row['temporary_bytes'] / ours['temporary_bytes']:.1f}" in text
+
+
+def test_readmes_attention_table_is_a_benchmarks():
+    """Every row: our time, the fastest peer and its ratio, and the temporaries of both."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "amd-epyc-2-cores-attention.json").read_text())["rows"]
+    lines = re.findall(r"^\| (?:additive, )?`(B\d.*?)`(.*?) \| (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(lines) == 8
+    for shape, case, figures in lines:
+        found = [row for row in rows if row["case"] == shape + case and row["direction"] == "forward+gradient"]
+        ours, *peers = found
+        best = min(peers, key=lambda row: row["ratio"])
+        assert ours["implementation"] == "attention_zoo"
+        assert f"{ours['median_ms']:.0f} ms | {best['implementation']}, {best['ratio']:.2f} |" in figures
+        shown = [float(number) for number in re.findall(r"([\d.]+) MB", figures)]
+        assert shown == pytest.approx([row["temporary_bytes"] / 1e6 for row in (ours, best)], rel=0.05)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
+from attention_zoo.functional import dot_product
 from attention_zoo.functional.dot_product import attention_rows, choose, dot_product_attention
 
 B, H, G, T, S, D, V = 2, 6, 3, 5, 7, 11, 13
@@ -276,6 +277,10 @@ def test_the_choice_is_what_runs(monkeypatch):
     dot_product_attention(*arrays)
     assert not calls
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    dot_product_attention(*arrays, soft_cap=2.0)
+    dot_product_attention(*arrays)  # a GPU that cuDNN's attention does not run on
+    assert not calls
+    monkeypatch.setattr(dot_product, "_has_cudnn", lambda: True)
     dot_product_attention(*arrays, soft_cap=2.0)
     assert not calls
     dot_product_attention(*arrays)

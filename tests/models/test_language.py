@@ -7,6 +7,7 @@ import pytest
 
 from attention_zoo.functional.losses import cross_entropy
 from attention_zoo.functional.masks import within
+from attention_zoo.functional.search import beam, greedy
 from attention_zoo.models import CausalLM
 from tests.models.transformers import LM_KINDS, N_TARGET, SIZES, B, T, drawn, run, tokens
 
@@ -43,6 +44,46 @@ def test_whole_equals_prefill_in_chunks_equals_step_by_step(kind: str) -> None:
     whole, found = run(every_way, variables)
     for parts in found:
         np.testing.assert_allclose(parts, whole, **TOLERANCE)
+
+
+def test_padding_beyond_the_room_of_a_cache_spoils_nothing() -> None:
+    """A cache of T positions takes 3 tokens, then a chunk of 4 whose last two are padding."""
+    model, variables = make(positions="rotary")
+
+    def both(variables):
+        cache = model.apply(variables, B, T, method="start")
+        _, cache = model.apply(variables, cache, TOKENS[:, :3], method="extend")
+        chunk = jnp.pad(TOKENS[:, 3:], ((0, 0), (0, 2)), constant_values=9)
+        logits, cache = model.apply(variables, cache, chunk, jnp.full(B, 2), method="extend")
+        return model.apply(variables, TOKENS)[0][:, 3:], logits[:, :2], cache.length
+
+    whole, parts, length = run(both, variables)
+    np.testing.assert_allclose(parts, whole, **TOLERANCE)
+    assert length.tolist() == [T] * B
+
+
+def test_room_for_more_than_the_learned_positions_is_refused() -> None:
+    model, variables = make(positions="learned")
+    with pytest.raises(ValueError, match="9 positions are learnt"):
+        jax.eval_shape(lambda: model.apply(variables, B, 10, method="start"))
+
+
+def test_beam_of_width_one_is_greedy() -> None:
+    model, variables = make(positions="alibi")
+
+    def written(variables):
+        def step(cache, tokens):
+            return model.apply(variables, cache, tokens, method="step")
+
+        cache, start = model.apply(variables, B, method="start"), TOKENS[:, 0]
+        alone = greedy(step, cache, start, end=2, max_length=6)
+        inputs = jnp.concatenate([start[:, None], alone.tokens[:, :-1]], 1)
+        return alone, beam(step, cache, start, end=2, max_length=6, width=1), model.apply(variables, inputs)[0]
+
+    alone, narrow, logits = run(written, variables)
+    real = np.asarray(within(alone.lengths, 6))
+    assert np.array_equal(alone.tokens, narrow.tokens[:, 0])
+    assert np.array_equal(np.where(real, alone.tokens, 0), np.where(real, logits.argmax(-1), 0))
 
 
 @pytest.mark.parametrize("positions", ["learned", "alibi"])

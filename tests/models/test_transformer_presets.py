@@ -55,7 +55,7 @@ READERS = {
     "bert_large": (bert(30_522, 1024, 24, 4096), 335_141_888 - 1024 * 1025),
     "minilm_l6": (bert(30_522, 384, 6, 1536), 22_713_216 - 384 * 385),
     "intents_encoder": (
-        2_000 * 96 + 2 * (attention(96) + feed_forward(96, 192) + norms(96, 2)) + norms(96, 1),
+        2_000 * 128 + 2 * (attention(128) + feed_forward(128, 256) + norms(128, 2)) + norms(128, 1),
         None,
     ),
 }

@@ -112,6 +112,13 @@ def test_what_cannot_be_read_is_said(experiment, params) -> None:
         list(experiment.predict(params, ["turn on the light"]))
 
 
+def test_the_input_that_cannot_be_read_is_named_and_smoothing_is_checked(experiment, params, model) -> None:
+    with pytest.raises(ValueError, match="input 2 is empty"):
+        list(experiment.predict(params, ["on", ""]))
+    with pytest.raises(ValueError, match=r"label_smoothing lies in \[0, 1\); got 1.5"):
+        class_loss(model, INPUTS, 1.5)
+
+
 def test_the_gradient_reaches_every_parameter(data, model, params) -> None:
     batch = dict(next(iter(data.train(0))))
     gradient = jax.jit(jax.grad(lambda params: class_loss(model, INPUTS)(params, batch, jax.random.key(0))[0]))(params)
