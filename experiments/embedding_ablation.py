@@ -1,4 +1,4 @@
-"""One-hot vectors against learned embeddings, in the same encoder: what does an embedding bring?
+"""One-hot vectors against learned embeddings, in the same encoder: what an embedding brings.
 
 The task of `classify_intents`, by characters. With `--embedding one_hot` these enter as one-hot vectors as wide as the
 model, so that the first block's own matrices are all that is learnt of them; everything else is equal.
@@ -7,7 +7,7 @@ Command: python -m experiments train embedding_ablation
 Machine: 2 cores of an AMD EPYC, no accelerator, other work beside it at times; the minutes are those of the whole
 run.
 Reached: results/embedding_ablation.json: accuracy 0.742 and macro_f1 0.490 with learned embeddings on fold 0, minutes
-5.2.
+5.2. With --embedding one_hot, results/embedding_ablation_one_hot.json: accuracy 0.754, macro_f1 0.500.
 """
 
 import dataclasses
