@@ -1,4 +1,7 @@
-"""`python -m benchmarks [NAME ...] [--sizes paper] [--json FILE]`: side-by-side measurements against named peers."""
+"""Side-by-side measurements against named peers.
+
+`python -m benchmarks [NAME ...] [--sizes paper] [--json FILE] [--figure FILE]`
+"""
 
 import json
 import sys
@@ -9,16 +12,23 @@ from types import ModuleType
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from attention_zoo.figures import FORMATS, draw_variance, save
 from attention_zoo.training.errors import UserError
 from attention_zoo.training.machine import device, versions
-from benchmarks import additive, attention, seq2seq
-from benchmarks.harness import Row
+from benchmarks import additive, attention, glimpse_large, hard, seq2seq
+from benchmarks.harness import Row, print_table
 from benchmarks.roofs import roofs
 
-BENCHMARKS: dict[str, ModuleType] = {"additive": additive, "attention": attention, "seq2seq": seq2seq}
+BENCHMARKS: dict[str, ModuleType] = {
+    "additive": additive,
+    "attention": attention,
+    "glimpse_large": glimpse_large,
+    "hard": hard,
+    "seq2seq": seq2seq,
+}
+DRAWN = {"glimpse_large": glimpse_large.draw, "hard": lambda rows: draw_variance([asdict(row) for row in rows])}
 SIZES = ("small", "paper", "long")
 
 
@@ -27,6 +37,7 @@ def run(
     sizes: str = "paper,long",
     repetitions: int = 15,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None,
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
 ) -> None:
     """Measures attention_zoo beside its peers; results are checked equal before anything is timed.
 
@@ -35,6 +46,7 @@ def run(
         sizes: small, paper, long, or several with commas between; a benchmark that lacks one says so.
         repetitions: interleaved repetitions of each contestant.
         json_file: also write device, versions, roofs and rows there.
+        figure: also draw the costs of `glimpse_large` or the estimators of `hard` there, a .png, .pdf or .svg file.
     """
     if names == ("list",):
         for name, benchmark in BENCHMARKS.items():
@@ -46,7 +58,9 @@ def run(
         raise UserError(f"--repetitions is at least 1; got {repetitions}")
     if json_file is not None and not json_file.parent.is_dir():
         raise UserError(f"{json_file} cannot be written: there is no folder {json_file.parent}")
-    rows = []
+    if figure is not None:
+        _check_figure(figure, chosen, wanted)
+    rows: list[Row] = []
     for name in chosen:
         for size in wanted:
             if size not in BENCHMARKS[name].SIZES:
@@ -54,7 +68,12 @@ def run(
                 continue
             print(f"{name}, {size} ...", file=sys.stderr)
             rows += BENCHMARKS[name].benchmark(size, repetitions)
-    show(rows)
+    estimators = [row for row in rows if isinstance(row, hard.EstimatorRow)]
+    show([row for row in rows if not isinstance(row, hard.EstimatorRow)])
+    hard.show(estimators)
+    if figure is not None:
+        name = next(name for name in chosen if name in DRAWN)
+        save(DRAWN[name]([row for row in rows if row.benchmark == name]), figure)
     if json_file is not None:
         result = {"device": device(), "versions": versions(), "roofs": roofs(), "rows": [asdict(row) for row in rows]}
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -62,6 +81,8 @@ def run(
 
 def show(rows: list[Row]) -> None:
     """A table of the rows; the ratio is the time of the row's implementation over attention_zoo's."""
+    if not rows:
+        return
     table = Table("benchmark", "case", "implementation", "ms", "quartiles", "temporaries", "compile", "ratio", "95 %")
     for row in rows:
         table.add_row(
@@ -75,7 +96,15 @@ def show(rows: list[Row]) -> None:
             f"{row.ratio:.2f}",
             f"{row.ratio_low:.2f} - {row.ratio_high:.2f}",
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print_table(table)
+
+
+def _check_figure(figure: Path, names: list[str], sizes: list[str]) -> None:
+    drawn = [name for name in names if name in DRAWN and set(sizes) & BENCHMARKS[name].SIZES.keys()]
+    if len(drawn) != 1:
+        raise UserError(f"--figure draws one of {', '.join(DRAWN)}, at a size that it has; name one benchmark of them")
+    if figure.suffix.lower() not in FORMATS:
+        raise UserError(f"{figure} cannot be drawn: its name must end in {', '.join(FORMATS)}")
 
 
 def _known(name: str, names: tuple[str, ...], kind: str) -> str:

@@ -1,5 +1,6 @@
 """Side-by-side timing: equal results first, then interleaved repetitions and ratios with their spread."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ def median_with_interval(values: np.ndarray) -> tuple[float, float, float]:
     low = max(int(np.floor(len(ordered) / 2 - reach)), 0)
     high = min(int(np.ceil(len(ordered) / 2 + reach)), len(ordered) - 1)
     return round(float(np.median(ordered)), 3), round(float(ordered[low]), 3), round(float(ordered[high]), 3)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table as wide as the terminal, or as it needs to be in a file."""
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def seconds(run: Callable[..., Any], arguments: tuple[Any, ...]) -> float:

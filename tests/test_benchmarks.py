@@ -29,7 +29,7 @@ def test_seq2seq_agrees_with_flax_and_writes_its_rows(tmp_path, capsys):
 def test_list_names_every_benchmark(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["additive", "attention", "seq2seq"]
+    assert [line.split("  ")[0] for line in lines] == ["additive", "attention", "glimpse_large", "hard", "seq2seq"]
     assert lines[-1].startswith("seq2seq  How fast is a translator's training step")
 
 

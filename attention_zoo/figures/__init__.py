@@ -5,8 +5,11 @@ Each `draw_...` returns a matplotlib `Figure` and touches no global state; `save
 
 from attention_zoo.figures.alignment import draw_alignment, draw_alignments
 from attention_zoo.figures.canvas import FORMATS, save
+from attention_zoo.figures.captions import draw_caption
 from attention_zoo.figures.curves import draw_curves, read_metrics
+from attention_zoo.figures.glimpses import draw_cost, draw_glimpses
 from attention_zoo.figures.length import LengthBins, accuracy_by_length, draw_accuracy_by_length
+from attention_zoo.figures.variance import draw_variance
 
 __all__ = [
     "FORMATS",
@@ -15,7 +18,11 @@ __all__ = [
     "draw_accuracy_by_length",
     "draw_alignment",
     "draw_alignments",
+    "draw_caption",
+    "draw_cost",
     "draw_curves",
+    "draw_glimpses",
+    "draw_variance",
     "read_metrics",
     "save",
 ]

@@ -15,7 +15,7 @@ from attention_zoo.figures.canvas import COLOURS, QUIET, blank, legend
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 FILE = "metrics.jsonl"
 # How a run went, not what it learnt: drawn only when asked for by name.
-_BOOKKEEPING = ("seconds", "time", "rate", "per_second", "epoch", "norm", "nonfinite")
+_BOOKKEEPING = ("seconds", "time", "rate", "per_second", "epoch", "gradient", "norm", "nonfinite")
 _COLUMNS = 3
 _SPLITS = {"train": 0, "dev": 1, "test": 2}
 
@@ -82,7 +82,7 @@ def draw_curves(folders: Sequence[str | Path], metrics: Sequence[str] | None = N
     Args:
         folders: work folders; the legend names each by the end of its path.
         metrics: which to draw, with their split (`dev/exact_match`) or without, for all splits;
-            by default all but seconds, rates and norms.
+            by default all but seconds, rates, norms and the noise of gradients.
 
     Raises:
         ValueError: there is nothing to draw, or no run has a metric that was asked for (those known are named).

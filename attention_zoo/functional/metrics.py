@@ -100,6 +100,55 @@ def alignment_accuracy(
 
 
 @checked
+def pointing_accuracy(
+    weights: Float[Array, "*b T S"],
+    boxes: Float[Array, "*b T 4"],
+    grid: tuple[int, int],
+    picture: tuple[int, int],
+    mask: Bool[Array, "*b T"] | None = None,
+    margin: float = 0.0,
+) -> Float[Array, ""]:
+    """The share of words whose strongest cell of a picture lies in the box of what they name.
+
+    Args:
+        weights: the alignment over the grid's cells, row by row, [..., T, S]; of equal weights the first counts, and a
+            row of zeros is a miss.
+        boxes: (top, left, bottom, right) in pixels, [..., T, 4]; words without one (bottom <= top) are left out.
+        grid: rows and columns of the cells. picture: height and width, in pixels; a cell counts by its centre.
+        mask: True = count; [..., T]. None counts all that have a box.
+        margin: by how many pixels every box is widened on each side.
+
+    Returns:
+        a share in [0, 1]; 0 where no word is counted.
+    """
+    strongest = jnp.argmax(weights, axis=-1)
+    places = jnp.stack([strongest // grid[1], strongest % grid[1]], -1)
+    sides = jnp.array(picture, jnp.float32) / jnp.array(grid, jnp.float32)
+    centres = (places + 0.5) * sides.reshape((1,) * strongest.ndim + (2,))
+    inside = (boxes[..., :2] - margin <= centres) & (centres < boxes[..., 2:] + margin)
+    hit = jnp.all(inside, -1) & (jnp.max(weights, axis=-1) > 0)
+    has_box = boxes[..., 2] > boxes[..., 0]
+    counted = has_box if mask is None else has_box & mask
+    return _share(hit & counted, counted)
+
+
+@checked
+def map_distance(weights: Float[Array, "*b T S"], mask: Bool[Array, "*b T"] | None = None) -> Float[Array, ""]:
+    """How far the maps of successive words are apart, the mean of `sum_s |alpha_ts - alpha_{t-1,s}| / 2`.
+
+    Args:
+        weights: the alignment, [..., T, S]. mask: True = a real word, [..., T]; a pair counts if both are.
+
+    Returns:
+        0 (every word has the map of the one before) to 1 (they share no location); 0 where there is no pair.
+    """
+    weights = jnp.asarray(weights, jnp.float32)
+    distances = jnp.sum(jnp.abs(weights[..., 1:, :] - weights[..., :-1, :]), -1) / 2
+    counted = jnp.ones(distances.shape, bool) if mask is None else mask[..., 1:] & mask[..., :-1]
+    return jnp.sum(distances, where=counted) / jnp.maximum(jnp.sum(counted), 1)
+
+
+@checked
 def alignment_error_rate(
     predicted: Bool[Array, "*b T S"], sure: Bool[Array, "*b T S"], possible: Bool[Array, "*b T S"]
 ) -> Float[Array, ""]:

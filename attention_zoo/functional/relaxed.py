@@ -31,7 +31,7 @@ def gumbel_softmax(
     Raises:
         ValueError: the temperature is not above zero.
     """
-    return tempered(_perturbed(scores, key), mask, temperature=temperature).astype(jnp.asarray(scores).dtype)
+    return tempered(perturbed(scores, key), mask, temperature=temperature).astype(jnp.asarray(scores).dtype)
 
 
 @checked
@@ -50,13 +50,10 @@ def straight_through(
 
     Arguments and results are otherwise those of `gumbel_softmax`.
     """
-    perturbed = _perturbed(scores, key)
-    soft = tempered(perturbed, mask, temperature=temperature)
-    # A row of -inf alone has a largest score too, but nothing to attend to.
-    filled = perturbed if mask is None else jnp.where(jnp.broadcast_to(mask, perturbed.shape), perturbed, -jnp.inf)
-    largest = jax.nn.one_hot(jnp.argmax(filled, axis=-1), filled.shape[-1], dtype=bool) & (filled > -jnp.inf)
+    noisy = perturbed(scores, key)
+    soft = tempered(noisy, mask, temperature=temperature)
     # soft - soft is exactly zero, so the ones and zeros stay what they are.
-    return (largest + (soft - jax.lax.stop_gradient(soft))).astype(jnp.asarray(scores).dtype)
+    return (largest(noisy, mask) + (soft - jax.lax.stop_gradient(soft))).astype(jnp.asarray(scores).dtype)
 
 
 @checked
@@ -91,7 +88,16 @@ def log_prob_and_entropy(
     return jnp.sum(log_probs, axis=-1, where=chosen), entropy
 
 
-def _perturbed(scores: Array, key: jax.Array | None) -> jax.Array:
+def largest(scores: Array, mask: Array | None) -> jax.Array:
+    """Where the largest allowed score of each row is, the first of equals: bool [..., T, S], one True a row.
+
+    A row that allows nothing, or holds nothing but -inf, has none.
+    """
+    filled = scores if mask is None else jnp.where(jnp.broadcast_to(mask, scores.shape), scores, -jnp.inf)
+    return jax.nn.one_hot(jnp.argmax(filled, axis=-1), filled.shape[-1], dtype=bool) & (filled > -jnp.inf)
+
+
+def perturbed(scores: Array, key: jax.Array | None) -> jax.Array:
     """The scores in float32 at least, with Gumbel noise where there is a key."""
     wide = _wide(scores)
     return wide if key is None else wide + jax.random.gumbel(key, wide.shape, wide.dtype)

@@ -1,6 +1,8 @@
 """Floor 2: whole networks, one paper a file."""
 
+from attention_zoo.models.captioner import CaptionCache, Captioner
 from attention_zoo.models.encoder import Classifier, Encoder, MaskedLM, SentenceEmbedding
+from attention_zoo.models.glimpse import Glimpses, RecurrentAttention
 from attention_zoo.models.language import CausalLM, LanguageCache
 from attention_zoo.models.layers import Layers
 from attention_zoo.models.presets import PRESETS, seq2seq
@@ -16,13 +18,17 @@ __all__ = [
     "TRANSFORMERS",
     "VISION",
     "Cache",
+    "CaptionCache",
+    "Captioner",
     "CausalLM",
     "Classifier",
     "Encoder",
+    "Glimpses",
     "LanguageCache",
     "Layers",
     "MaskedLM",
     "Packed",
+    "RecurrentAttention",
     "SentenceEmbedding",
     "Seq2Seq",
     "Transformer",

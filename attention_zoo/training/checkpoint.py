@@ -42,9 +42,9 @@ class Checkpoints:
     """The checkpoints of a work folder: the newest two and the best.
 
     Orbax writes in the background and marks a checkpoint as whole at the very end, so one that was only half written
-    is never seen. Each holds `parameters` (those to evaluate), `training` (step, optimiser, key, and the parameters
-    that are trained where an average of them is evaluated), `iterator` (the place in the data), `progress`, and a
-    list of its files by which damage is found.
+    is never seen. Each holds `parameters` (those to evaluate), `training` (step, optimiser, key, the objective's
+    carry where it has one, and the parameters that are trained where an average of them is evaluated), `iterator`
+    (the place in the data), `progress`, and a list of its files by which damage is found.
     """
 
     def __init__(self, workdir: Path, *, only_read: bool = False) -> None:
@@ -95,13 +95,14 @@ class Checkpoints:
         Newer ones, which are damaged, are told of and removed, so that they can be written again.
 
         Raises:
-            UserError: there are checkpoints but none is whole, or they are of another model.
+            UserError: there are checkpoints but none is whole, or they are of another model or objective.
         """
         steps = self.steps()
         if not steps:
             return None
         step = self._newest_whole(steps, PARTS, tell)
         self._check_fits(step, evaluation_parameters(shapes))
+        self._check_carry(step, shapes.carry)
         key = jax.eval_shape(jax.random.key_data, shapes.key)
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=shapes.key.sharding)
         parts = {
@@ -163,6 +164,16 @@ class Checkpoints:
                     f"{there.get(path, 'missing')} there and {here.get(path, 'missing')} here"
                 )
 
+    def _check_carry(self, step: int, template: Any) -> None:
+        """Refuses a checkpoint whose objective had another carry, or had one where there is none here."""
+        there = _shapes(self._manager.item_metadata(step)["training"].tree.get("carry"))
+        here = _shapes(template)
+        if there != here:
+            raise UserError(
+                f"the checkpoint {self.folder / str(step)} is of another objective: it carries {there or 'nothing'} "
+                f"there and {here or 'nothing'} here"
+            )
+
     def _seal(self) -> None:
         """Orbax calls it when all files of a checkpoint are written, just before it is marked as whole."""
         if jax.process_index() == 0:
@@ -213,6 +224,7 @@ def _handlers() -> Any:
 def _training(state: TrainState, key: Any) -> dict[str, Any]:
     """What the parameters to evaluate leave out of a state; the key as plain numbers, which Orbax can write."""
     parts = {"step": state.step, "optimizer": state.optimizer, "key": key}
+    parts |= {} if state.carry is None else {"carry": state.carry}
     return parts if averaged_parameters(state.optimizer) is None else {**parts, "params": state.params}
 
 

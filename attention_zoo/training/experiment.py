@@ -11,6 +11,7 @@ import optax
 
 Batch = Mapping[str, np.ndarray]
 Metrics = Mapping[str, float | str]  # a string is a signature, such as sacrebleu's
+AnyObjective = Callable[..., tuple[jax.Array, Any]]  # with a carry or without, see Experiment
 
 
 class Data(Protocol):
@@ -37,16 +38,18 @@ class Experiment:
     """One run: a model, its data, its objective, its optimiser and how it is judged.
 
     `init(key, batch)` gives the parameters. `objective(params, batch, key)` gives `(loss, metrics)`,
-    pure and differentiable. `evaluate(params, split)` gives the metrics of `dev` or `test`, from parameters
-    that stay valid until it returns; `best_metric` is the one to keep the best checkpoint by (`best_mode`
-    "max" or "min").
+    pure and differentiable. Where there is `carry`, the objective has a state of its own, such as a moving average:
+    `carry()` gives it as it is before the first step, a pytree of arrays, and
+    `objective(params, batch, key, carry)` gives `(loss, (metrics, carry))`. `evaluate(params, split)` gives the
+    metrics of `dev` or `test`, from parameters that stay valid until it returns; `best_metric` is the one to keep the
+    best checkpoint by (`best_mode` "max" or "min").
     `predict(params, inputs)` yields one `Prediction` an input; `draw(params, folder)` writes figures.
     """
 
     name: str
     data: Data
     init: Callable[[jax.Array, Batch], Any]
-    objective: Callable[[Any, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    objective: AnyObjective
     optimizer: optax.GradientTransformation
     evaluate: Callable[..., Metrics]
     best_metric: str
@@ -59,6 +62,9 @@ class Experiment:
     checkpoint_every: int = 500
     patience: int | None = None  # evaluations without a new best before stopping early
     batch_size: int = 128
+    carry: Callable[[], Any] | None = None
+    noise_every: int | None = None  # steps between two measurements of the gradient's noise, see `gradient_noise`
+    noise_samples: int = 8  # gradients a measurement
 
 
 @dataclass(frozen=True)

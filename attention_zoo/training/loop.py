@@ -16,6 +16,7 @@ from attention_zoo.training import machine
 from attention_zoo.training.checkpoint import Checkpoints, Progress
 from attention_zoo.training.errors import Interrupted, UserError
 from attention_zoo.training.experiment import Batch, Experiment
+from attention_zoo.training.noise import NoiseMeter
 from attention_zoo.training.reporting import METRICS, Meter, Reporter, has_lines, plain, say, write_whole
 from attention_zoo.training.sharding import check_batch_size, make_mesh, on_one_device, shard_batch
 from attention_zoo.training.step import Steps, evaluation_parameters
@@ -50,7 +51,7 @@ def fit(experiment: Experiment, workdir: Path | str, *, log_every: int = 50) -> 
     first = jax.process_index() == 0
     mesh = make_mesh()
     check_batch_size(experiment.batch_size, mesh)
-    make_writable(workdir)
+    machine.make_writable(workdir)
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir))
         reporter = stack.enter_context(Reporter(workdir, experiment.name, experiment.steps, silent=not first))
@@ -79,27 +80,12 @@ def finished(path: Path) -> dict[str, Any]:
     return summary
 
 
-def make_writable(workdir: Path) -> None:
-    """Makes the work folder, or refuses it.
-
-    Raises:
-        UserError: it cannot be made or written to.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable-{jax.process_index()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to the work folder {workdir}: {error.strerror}") from error
-
-
 class Run:
     """One start of a run: what changes from step to step, and what is done with it."""
 
     def __init__(self, experiment: Experiment, checkpoints: Checkpoints, reporter: Reporter, steps: Steps) -> None:
         self.experiment, self.checkpoints, self.reporter, self.steps = experiment, checkpoints, reporter, steps
-        self.meter, self.progress = Meter(), Progress()
+        self.meter, self.progress, self.noise = Meter(), Progress(), NoiseMeter(experiment, steps.mesh)
         self.warm = False
         self.began = self.mark = time.monotonic()
         data = experiment.data.train(experiment.seed, jax.process_index(), jax.process_count())
@@ -173,6 +159,7 @@ class Run:
     def _advance(self) -> None:
         """One step. The batch after it is read while the devices work on it."""
         batch, self.batch = self.batch or self._next_batch(), None
+        self._measure_noise(batch)
         self._wait_for_compiler(batch)
         self.state, metrics = self.steps(self.state, batch)
         self.progress.step += 1
@@ -186,12 +173,25 @@ class Run:
     def _wait_for_compiler(self, batch: dict[str, jax.Array]) -> None:
         """Waits for the step of this batch's shape, which is no time of training."""
         waits = self.steps.waits(batch)
-        if waits and self.warm:
-            jax.block_until_ready(self.state.step)
-            self._tick()
+        if waits:
+            self._pause()
         self.steps.ready(batch)
         if waits:
             self.mark = time.monotonic()
+
+    def _measure_noise(self, batch: dict[str, jax.Array]) -> None:
+        """Records how noisy the gradient of the coming step is, where that is asked for; it is no time of training."""
+        step = self.progress.step + 1
+        if self.noise.due(step):
+            self._pause()
+            self.reporter.noisy(step, self.noise(self.state, batch))
+            self.mark = time.monotonic()
+
+    def _pause(self) -> None:
+        """Ends the time of training until a new mark is set."""
+        if self.warm:
+            jax.block_until_ready(self.state.step)
+            self._tick()
 
     def _first_step_done(self) -> None:
         """Starts the clock of the training speed after a start's first step."""

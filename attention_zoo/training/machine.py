@@ -1,13 +1,15 @@
-"""Where a run takes place: the device, the versions, and how long the process has been running."""
+"""Where a run takes place: the folder, the device, the versions, and how long the process has been running."""
 
 import importlib.metadata
 import os
 import platform
 import time
+from pathlib import Path
 
 import jax
 
 import attention_zoo
+from attention_zoo.training.errors import UserError
 
 _IMPORTED = time.monotonic()
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -21,6 +23,21 @@ def seconds_since_start() -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError):
         return time.monotonic() - _IMPORTED
+
+
+def make_writable(workdir: Path) -> None:
+    """Makes the work folder, or refuses it.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".writable-{jax.process_index()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to the work folder {workdir}: {error.strerror}") from error
 
 
 def device() -> str:

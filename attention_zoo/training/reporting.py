@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from attention_zoo.training.noise import GradientNoise
+
 METRICS = "metrics.jsonl"
 
 
@@ -111,6 +113,11 @@ class Reporter:
         self._record(step, split, metrics)
         numbers = [f"{name} {value:.4f}" for name, value in metrics.items() if not isinstance(value, str)]
         self.tell(f"step {step}/{self._steps}  {split}: " + "  ".join(numbers))
+
+    def noisy(self, step: int, groups: Mapping[str, GradientNoise]) -> None:
+        """Records how noisy a step's gradient is, by groups of parameters."""
+        self._record(step, "gradient_variance", {name: noise.variance for name, noise in groups.items()})
+        self._record(step, "gradient_snr", {name: noise.snr for name, noise in groups.items()})
 
     def _record(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         if self._writer is None:

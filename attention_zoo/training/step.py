@@ -11,8 +11,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from attention_zoo.training.experiment import Batch, Experiment
-from attention_zoo.training.objectives import Objective
+from attention_zoo.training.experiment import AnyObjective, Batch, Experiment
 from attention_zoo.training.optimizers import averaged_parameters
 from attention_zoo.training.sharding import batch_sharding, tree_shardings
 
@@ -25,34 +24,57 @@ TrainStep = Callable[["TrainState", Mapping[str, Any]], tuple["TrainState", dict
 
 @struct.dataclass
 class TrainState:
-    """All that a step changes."""
+    """All that a step changes; `carry` is the objective's own state, None where it has none."""
 
     step: jax.Array
     params: Any
     optimizer: optax.OptState
     key: jax.Array
+    carry: Any = None
 
 
 def initial_state(experiment: Experiment, batch: Mapping[str, Any]) -> TrainState:
     """The state before the first step: parameters, optimiser and key all follow from the experiment's seed."""
+    carry = None if experiment.carry is None else experiment.carry()
     params = experiment.init(jax.random.key(experiment.seed), batch)
     key = jax.random.key(experiment.seed, impl=KEYS)
-    return TrainState(jnp.zeros((), jnp.int32), params, experiment.optimizer.init(params), key)
+    return TrainState(jnp.zeros((), jnp.int32), params, experiment.optimizer.init(params), key, carry)
 
 
-def train_step(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
+def carrying(objective: AnyObjective) -> AnyObjective:
+    """An objective, with a carry or without, as `(params, batch, key, carry) -> (loss, (metrics, carry))`.
+
+    Raises (when it is called):
+        ValueError: the objective gives back a carry of another structure, or with other shapes or dtypes.
+    """
+
+    def called(params: Any, batch: Mapping[str, Any], key: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+        if carry is None:
+            loss, metrics = objective(params, batch, key)
+            return loss, (metrics, None)
+        loss, (metrics, after) = objective(params, batch, key, carry)
+        given, got = (jax.tree.map(_shape_and_dtype, tree) for tree in (carry, after))
+        if given != got:
+            raise ValueError(f"the objective was given a carry of {given} and gave back one of {got}")
+        return loss, (metrics, after)
+
+    return called
+
+
+def train_step(objective: AnyObjective, optimizer: optax.GradientTransformation) -> TrainStep:
     """`step(state, batch) -> (state, metrics)`: one gradient, one update, a new key; pure, not yet compiled.
 
     The metrics are the loss, the objective's, `gradient_norm` (before clipping) and `parameter_norm` (after).
     """
+    differentiate = jax.value_and_grad(carrying(objective), has_aux=True)
 
     def step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, jax.Array]]:
-        key, dropout = jax.random.split(state.key)
-        (loss, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params, batch, dropout)
+        key, drawn = jax.random.split(state.key)
+        (loss, (metrics, carry)), gradients = differentiate(state.params, batch, drawn, state.carry)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = {"gradient_norm": optax.tree.norm(gradients), "parameter_norm": optax.tree.norm(params)}
-        return TrainState(state.step + 1, params, optimizer_state, key), {"loss": loss, **metrics, **norms}
+        return TrainState(state.step + 1, params, optimizer_state, key, carry), {"loss": loss, **metrics, **norms}
 
     return step
 
@@ -127,6 +149,10 @@ class Steps:
 
 def _placed(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _shape_and_dtype(leaf: Any) -> str:
+    return f"{jnp.shape(leaf)} {jnp.result_type(leaf)}"
 
 
 def _shape(batch: Mapping[str, Any]) -> tuple[Any, ...]:

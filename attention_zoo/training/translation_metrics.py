@@ -31,21 +31,24 @@ def judge(batch: Mapping[str, jax.Array], decoded: Decoded, losses: jax.Array) -
         the target), loss; with an alignment also entropy (summed) and steps; with spans too, pointed (steps whose
         strongest source position is inside the gold span) and pointing (steps that have one).
     """
-    target, lengths = batch["target"], batch["target_lengths"]
-    real = within(lengths, target.shape[1])
-    # A symbol that the vocabulary lacks is never right, whatever was written.
-    written = _fitted(jnp.where(decoded.tokens == UNKNOWN, PAD, decoded.tokens), target.shape[1])
-    rows: dict[str, Any] = {
-        "source_length": batch["source_lengths"] - 1,
-        "exact": jax.vmap(sequence_accuracy)(written, target, real) == 1,
-        "right": jnp.round(jax.vmap(token_accuracy)(written, target, real) * lengths),
-        "tokens": lengths,
-        "loss": losses,
-    }
+    rows = {"source_length": batch["source_lengths"] - 1, **compare(batch, decoded), "loss": losses}
     alignment: Any = decoded.alignment
     if alignment is not None:
         rows |= _looked(alignment.weights, decoded.lengths, batch.get("spans"))
     return rows
+
+
+def compare(batch: Mapping[str, jax.Array], decoded: Decoded) -> dict[str, jax.Array]:
+    """What was written against the target [B, T]: exact, right (tokens in their place) and tokens (of the target)."""
+    target, lengths = batch["target"], batch["target_lengths"]
+    real = within(lengths, target.shape[1])
+    # A symbol that the vocabulary lacks is never right, whatever was written.
+    written = fitted(jnp.where(decoded.tokens == UNKNOWN, PAD, decoded.tokens), target.shape[1])
+    return {
+        "exact": jax.vmap(sequence_accuracy)(written, target, real) == 1,
+        "right": jnp.round(jax.vmap(token_accuracy)(written, target, real) * lengths),
+        "tokens": lengths,
+    }
 
 
 def _looked(weights: jax.Array, lengths: jax.Array, spans: jax.Array | None) -> dict[str, jax.Array]:
@@ -53,13 +56,13 @@ def _looked(weights: jax.Array, lengths: jax.Array, spans: jax.Array | None) -> 
     written = within(lengths, weights.shape[1])
     rows: dict[str, Any] = {"entropy": jax.vmap(alignment_entropy)(weights, written) * lengths, "steps": lengths}
     if spans is not None:
-        spans = _fitted(spans, weights.shape[1])
+        spans = fitted(spans, weights.shape[1])
         rows["pointing"] = jnp.sum((spans[..., 1] > spans[..., 0]) & written, axis=1)
         rows["pointed"] = jnp.round(jax.vmap(alignment_accuracy)(weights, spans, written) * rows["pointing"])
     return rows
 
 
-def _fitted(rows: jax.Array, width: int) -> jax.Array:
+def fitted(rows: jax.Array, width: int) -> jax.Array:
     """[B, L, ...] cut to or filled up with zeros to [B, width, ...]."""
     missing = max(0, width - rows.shape[1])
     return jnp.pad(rows[:, :width], [(0, 0), (0, missing)] + [(0, 0)] * (rows.ndim - 2))

@@ -13,8 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tyro.conf import Positional
 
 from attention_zoo.training import UserError
-from attention_zoo.training.loop import make_writable
-from attention_zoo.training.machine import device, versions
+from attention_zoo.training.machine import device, make_writable, versions
 from attention_zoo.training.reporting import write_whole
 from experiments.commands.catalogue import function
 from experiments.commands.cost import costs

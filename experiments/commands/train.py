@@ -11,6 +11,7 @@ import jax
 from attention_zoo.figures import draw_curves, save
 from attention_zoo.training import Experiment, UserError, fit, make_mesh
 from attention_zoo.training.sharding import check_batch_size
+from attention_zoo.training.step import carrying
 from experiments.commands.catalogue import function
 from experiments.commands.flags import check_numbers
 from experiments.commands.report import show
@@ -47,7 +48,8 @@ def try_out(experiment: Experiment) -> None:
         raise UserError(f"--seed is {experiment.seed}: it must be below 2**63.") from error
     blank = max(experiment.data.shapes(), key=lambda batch: sum(leaf.size for leaf in batch.values()))
     params = jax.eval_shape(experiment.init, key, blank)
-    jax.eval_shape(experiment.objective, params, blank, key)
+    carry = None if experiment.carry is None else jax.eval_shape(experiment.carry)
+    jax.eval_shape(carrying(experiment.objective), params, blank, key, carry)
 
 
 def recorded(experiment: Experiment, folder: Path) -> Experiment:

@@ -10,6 +10,7 @@ import pytest
 from attention_zoo.figures import read_metrics
 from experiments.commands import train as module
 from experiments.commands.compare import labels
+from tests.training.tiny import carried
 
 
 def test_help_names_every_command(call):
@@ -148,3 +149,10 @@ def test_compare_draws_and_prints(call, run, tmp_path, write):
 def test_runs_of_the_same_name_are_told_apart_by_their_paths(tmp_path):
     assert labels([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
     assert labels([tmp_path / "a" / "x", tmp_path / "b" / "x"]) == [f"{tmp_path}/a/x", f"{tmp_path}/b/x"]
+
+
+def test_an_objective_is_tried_out_with_what_it_carries():
+    module.try_out(carried())
+    broken = module.dataclasses.replace(carried(), carry=lambda: {"average": 0})
+    with pytest.raises(KeyError, match="calls"):
+        module.try_out(broken)

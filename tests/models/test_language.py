@@ -1,4 +1,4 @@
-"""The causal language model: ways of decoding agree with every position scheme, and segments are apart."""
+"""The causal language model: ways of decoding agree, and segments are apart."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from attention_zoo.functional.losses import cross_entropy
 from attention_zoo.functional.masks import within
 from attention_zoo.functional.search import beam, greedy
 from attention_zoo.models import CausalLM
-from tests.models.transformers import LM_KINDS, N_TARGET, SIZES, B, T, drawn, run, tokens
+from tests.models.transformers import KINDS, N_TARGET, SIZES, B, T, drawn, run, tokens
 
 TOKENS = tokens()[2]
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
@@ -20,9 +20,9 @@ def make(**fields):
     return model, drawn(model, TOKENS)
 
 
-@pytest.mark.parametrize("kind", LM_KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "sinusoidal_halves"])
 def test_whole_equals_prefill_in_chunks_equals_step_by_step(kind: str) -> None:
-    model, variables = make(**LM_KINDS[kind])
+    model, variables = make(**KINDS.get(kind, {"positions": kind}))
 
     def every_way(variables):
         whole, _ = model.apply(variables, TOKENS)

@@ -18,7 +18,6 @@ KINDS = {
     "scanned": {"positions": "relative", "layers": 2, "scan": True},
     "additive": {"positions": "relative", "score": "additive", "alignment": "sparsemax", "rematerialise": True},
 }  # fmt: skip
-LM_KINDS = {**{name: {"positions": name} for name in POSITIONS}, **KINDS}
 
 
 def tokens(seed=0):

@@ -161,12 +161,11 @@ def test_dropout_differs_between_steps_and_leaves_the_first_input_alone(timing):
 
 
 def carried(jaxpr) -> set[tuple[int, ...]]:
-    """The shapes of all that the scans in a jaxpr carry from step to step."""
+    """The shapes of all that the scans in a jaxpr carry from step to step, or collect: those begin with the steps."""
     found = set()
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
-            first, count = equation.params["num_consts"], equation.params["num_carry"]
-            found |= {variable.aval.shape for variable in equation.invars[first : first + count]}
+            found |= {variable.aval.shape for variable in equation.outvars}
         for value in jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "eqns")):
             inner = getattr(value, "jaxpr", value)
             found |= carried(inner) if hasattr(inner, "eqns") else set()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from attention_zoo.training import fit
+from attention_zoo.training import Interrupted, UserError, fit
 from attention_zoo.training.checkpoint import Checkpoints
 from attention_zoo.training.sharding import make_mesh
 from attention_zoo.training.step import Steps
-from tests.training.tiny import experiment
+from tests.training.tiny import Copies, carried, experiment
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,9 +53,9 @@ def copy(killed, tmp_path):
     return tmp_path
 
 
-def end(workdir):
+def end(workdir, run=None):
     """All numbers of the last state, and the metrics without the speeds."""
-    run = experiment()
+    run = run or experiment()
     with Checkpoints(workdir) as checkpoints:
         state, _ = checkpoints.restore(Steps(run, make_mesh()).state_shapes, iter(run.data.train(0)))
     state = state.replace(key=jax.random.key_data(state.key))
@@ -104,3 +105,24 @@ def test_without_the_place_in_the_data_it_does_not(copy, whole, monkeypatch):
     fit(experiment(), copy)
     monkeypatch.undo()
     assert not same(end(copy)[0], end(whole)[0])
+
+
+def stopping(count):
+    """A run with a carry that is asked to stop when it has read so many batches."""
+    data = Copies((5,), lambda read: os.kill(os.getpid(), signal.SIGTERM) if read == count else None)
+    return carried(data=data)
+
+
+def test_a_stopped_run_goes_on_with_what_its_objective_carries(tmp_path):
+    fit(carried(), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fit(stopping(13), tmp_path / "stopped")
+    fit(carried(), tmp_path / "stopped")
+    state, _ = end(tmp_path / "stopped", carried())
+    expected, _ = end(tmp_path / "whole", carried())
+    assert same(state, expected) and any(np.array_equal(leaf, np.int32(24)) for leaf in state[-2:])
+
+
+def test_a_checkpoint_of_an_objective_with_another_carry_is_refused(copy):
+    with pytest.raises(UserError, match=r"is of another objective: it carries nothing there and .*average"):
+        fit(carried(), copy)

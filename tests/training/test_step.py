@@ -1,14 +1,17 @@
 """One step against its parts done by hand, and the state it leaves."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from attention_zoo.training.optimizers import optimizer
 from attention_zoo.training.sharding import make_mesh, shard_batch
-from attention_zoo.training.step import Steps, evaluation_parameters, initial_state, train_step
-from tests.training.tiny import Copies, experiment, rows
+from attention_zoo.training.step import Steps, carrying, evaluation_parameters, initial_state, train_step
+from tests.training.tiny import Copies, carried, experiment, rows
 
 
 def objective(params, batch, key):
@@ -72,3 +75,31 @@ def test_a_compiled_step_gives_what_the_plain_one_gives_for_every_shape_and_take
         np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, plain.params)
+
+
+def test_what_the_objective_carries_goes_from_step_to_step_whole_on_every_device():
+    run, mesh = carried(), make_mesh()
+    steps = Steps(run, mesh)
+    state = steps.initial()
+    for number in range(3):
+        state, metrics = steps(state, shard_batch(rows(number, 5), mesh))
+        assert int(state.carry["calls"]) == number + 1
+        assert float(state.carry["average"]) == float(metrics["average"]) > 0
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.carry))
+
+
+def test_a_carry_is_used_once_and_then_replaced():
+    def counting(params, batch, key, carry):
+        return params["w"].sum() * carry, ({"seen": carry}, carry + 2)
+
+    run = experiment(init=lambda key, batch: {"w": jnp.ones(3)}, optimizer=optax.sgd(1.0), objective=counting)
+    run = dataclasses.replace(run, carry=lambda: jnp.array(5.0))
+    state, metrics = train_step(counting, run.optimizer)(initial_state(run, {}), {})
+    assert float(metrics["seen"]) == 5 and float(state.carry) == 7
+    np.testing.assert_allclose(state.params["w"], 1 - 5 * np.ones(3))
+
+
+@pytest.mark.parametrize("after", [jnp.zeros(2), jnp.zeros((), jnp.int32), (jnp.zeros(()),)])
+def test_a_carry_of_another_shape_is_refused(after):
+    with pytest.raises(ValueError, match=r"was given a carry of .* and gave back one of"):
+        carrying(lambda *inputs: (jnp.zeros(()), ({}, after)))({}, {}, jax.random.key(0), jnp.zeros(()))

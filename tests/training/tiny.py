@@ -1,5 +1,6 @@
 """A tiny sequence-to-sequence model with dropout, and data that it learns to copy, as an Experiment."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,19 @@ def experiment(data: Copies | None = None, width: int = 13, **settings: Any) -> 
         "batch_size": ROWS,
     }
     return Experiment(**(fields | settings))
+
+
+def carried(**settings: Any) -> Experiment:
+    """An `experiment` whose objective depends on the moving average of its loss and on the number of its calls."""
+    plain = experiment(**{"data": Copies((5,)), **settings})
+
+    def objective(params, batch, key, carry):
+        loss, metrics = plain.objective(params, batch, key)
+        average = 0.9 * carry["average"] + 0.1 * jax.lax.stop_gradient(loss)
+        after = {"average": average, "calls": carry["calls"] + 1}
+        return loss * (1 + average), (metrics | {"average": average}, after)
+
+    def carry():
+        return {"average": jnp.zeros(()), "calls": jnp.zeros((), jnp.int32)}
+
+    return dataclasses.replace(plain, objective=objective, carry=carry)

@@ -1,0 +1,299 @@
+"""Show, Attend and Tell: a picture read into words, with soft, hard or latent attention over its grid."""
+
+from dataclasses import field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+from attention_zoo.functional.alignment import Alignment, softmax
+from attention_zoo.functional.attend import read
+from attention_zoo.functional.hard import likeliest_location, sample_location
+from attention_zoo.functional.latent import log_softmax, mixture
+from attention_zoo.functional.loop import scan
+from attention_zoo.functional.recurrent import LSTMState
+from attention_zoo.functional.relaxed import gumbel_softmax, straight_through
+from attention_zoo.modules.alignment import NOISE
+from attention_zoo.modules.dense import Dense
+from attention_zoo.modules.embedding import Embedding
+from attention_zoo.modules.memory import Memory
+from attention_zoo.modules.recurrent import RecurrentLayer
+from attention_zoo.modules.scores import Additive
+from attention_zoo.modules.vision import ConvEncoder, located
+from attention_zoo.notation import Array, Bool, Float, Int, checked
+
+ATTENTIONS = ("soft", "hard", "marginal", "variational", "gumbel_softmax", "straight_through")
+LATENT = ("marginal", "variational")
+
+
+class CaptionCache(NamedTuple):
+    """What decoding carries: what attention remembers of the pictures, and the LSTM's state; leaves lead with B."""
+
+    memory: Memory
+    state: LSTMState
+
+
+class Writing(NamedTuple):
+    """What teacher forcing gives beside the logits [B, T, N]: what the losses of hard attention ask for.
+
+    alignment: as the words were written, leaves [B, T, ...]; the log-probability of a location is 0 where the expected
+    context stood in for the sample. log_weights: `log alpha` [B, T, S]. values: the learned baseline [B, T], of what
+    was known before a location was drawn; None without.
+    """
+
+    logits: jax.Array
+    alignment: Alignment
+    log_weights: jax.Array
+    values: jax.Array | None
+
+
+class Variational(NamedTuple):
+    """What the inference network knows, [B, T, S]: its scores, `log alpha`, and `log p(y_t | s)` of each location."""
+
+    scores: jax.Array
+    log_weights: jax.Array
+    log_likelihoods: jax.Array
+
+
+class _Steps(NamedTuple):
+    """The steps of the recurrence, [B, T, ...]."""
+
+    before: jax.Array
+    hidden: jax.Array
+    gate: jax.Array
+    context: jax.Array
+    scores: jax.Array
+    alignment: Alignment
+
+
+class Captioner(nn.Module):
+    """Show, Attend and Tell (Xu 2015): `alpha_t` from `h_{t-1}`; a gated context enters the LSTM and the deep output.
+
+    `z_t = beta_t sum_s alpha_ts a_s` with `beta_t = sigmoid(w h_{t-1})`, `h_t = LSTM([E y_{t-1}; z_t], h_{t-1})`,
+    `p(y_t) = softmax(L_o tanh(E y_{t-1} + L_h h_t + L_z z_t))` (the authors' code has the tanh, their eq. 7 does not).
+    The first state comes from the mean annotation, by two layers.
+
+    vocabulary: N. encoder: a module from pictures to annotations [B, rows, columns, V]; None where annotations
+        themselves are given in place of pictures.
+    attention: what the context is.
+        "soft": the expectation.
+        "hard": one location, sampled in training and the most probable one at inference.
+        "gumbel_softmax", "straight_through": a relaxed sample in training; at inference as soft, and as hard.
+        "marginal": the location of each word is a latent variable of the output layer, `p(y_t) = sum_s alpha_ts
+            p(y_t | s)`, summed exactly; the LSTM reads the expected context (Deng 2018). The logits are `log p`.
+        "variational": the same model, trained by an inference network that sees y_t (`variational`).
+    embedding, units, attention_units: widths of E, of the LSTM, of the additive score. located: whether annotations
+        know their places, see `modules.vision.located`. baseline: whether there is a learned baseline. temperature: of
+        relaxed samples. best: locations that latent attention sums over at inference; None is all. dropout: on
+        embeddings and before the output layer.
+
+    Raises:
+        ValueError: attention is not one of its names, or a number is out of range.
+    """
+
+    vocabulary: int
+    encoder: nn.Module | None = field(default_factory=ConvEncoder)
+    attention: str = "soft"
+    embedding: int = 64
+    units: int = 128
+    attention_units: int = 64
+    located: bool = True
+    baseline: bool = False
+    temperature: float = 1.0
+    best: int | None = None
+    dropout: float = 0.0
+    dtype: Dtype | None = None
+
+    def setup(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention is one of {', '.join(ATTENTIONS)}; got {self.attention!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout lies in [0, 1); got {self.dropout}")
+        self.embed = Embedding(self.vocabulary, self.embedding, dtype=self.dtype)
+        self.score = Additive(self.attention_units, dtype=self.dtype)
+        self.cell = RecurrentLayer(self.units, dtype=self.dtype)
+        self.enter = Dense(4 * self.units, use_bias=False, dtype=self.dtype)
+        self.first_hidden = Dense(self.units, dtype=self.dtype)
+        self.first_memory = Dense(self.units, dtype=self.dtype)
+        self.gate = Dense(1, dtype=self.dtype)
+        self.from_state = Dense(self.embedding, dtype=self.dtype)
+        self.from_context = Dense(self.embedding, use_bias=False, dtype=self.dtype)
+        self.output = Dense(self.vocabulary, dtype=self.dtype)
+        self.drop = nn.Dropout(self.dropout)
+        if self.baseline:
+            self.value = Dense(1)
+        if self.attention == "variational":
+            self.posterior = Additive(self.attention_units, dtype=self.dtype)
+
+    @checked
+    def __call__(
+        self, images: Float[Array, "B Y X C"], tokens: Int[Array, "B T"], deterministic: bool = True
+    ) -> tuple[Float[jax.Array, "B T N"], Alignment]:
+        """Teacher forcing: logits [B, T, N] of every word, given the words before it, and where each one looked.
+
+        Args:
+            images: pictures, or annotations [B, rows, columns, V] if there is no encoder.
+            tokens: the caption shifted right; its padding may hold anything.
+        """
+        cache = self.start(images, deterministic=deterministic)
+        if self.is_initializing() and self.attention == "variational":
+            self.variational(cache, tokens, tokens)
+        logits, _, alignment = self.extend(cache, tokens, deterministic)
+        return logits, alignment
+
+    @checked
+    def start(
+        self,
+        images: Float[Array, "B Y X C"],
+        mask: Bool[Array, "B S"] | None = None,
+        deterministic: bool = True,
+    ) -> CaptionCache:
+        """Looks at the pictures once: the cache before the first word. mask: True = a location that may be seen."""
+        grid = jnp.asarray(images) if self.encoder is None else self.encoder(images)
+        grid = located(grid) if self.located else grid
+        values = grid.reshape(len(grid), -1, grid.shape[-1])
+        if self.dtype is not None:
+            values = values.astype(self.dtype)
+        seen = jnp.ones(values.shape[:2], bool) if mask is None else jnp.asarray(mask)
+        values = jnp.where(seen[..., None], values, 0)
+        mean = values.sum(1) / jnp.maximum(seen.sum(1, keepdims=True), 1).astype(values.dtype)
+        state = LSTMState(jnp.tanh(self.first_hidden(mean)), jnp.tanh(self.first_memory(mean)))
+        return CaptionCache(Memory(self.score.remember(values), values, seen), state)
+
+    @checked
+    def extend(
+        self, cache: CaptionCache, tokens: Int[Array, "B T"], deterministic: bool = True
+    ) -> tuple[Float[jax.Array, "B T N"], CaptionCache, Alignment]:
+        """Takes the next words [B, T], any number of them: logits [B, T, N], the new cache, where each one looked."""
+        writing, cache = self._write(cache, tokens, None, deterministic)
+        return writing.logits, cache, writing.alignment
+
+    @checked
+    def step(
+        self, cache: CaptionCache, tokens: Int[Array, "B"]
+    ) -> tuple[Float[jax.Array, "B N"], CaptionCache, Alignment]:
+        """Takes one word a row, [B]: logits [B, N], the new cache, where it looked [B, S]; for `functional.search`."""
+        logits, cache, alignment = self.extend(cache, tokens[:, None])
+        return logits[:, 0], cache, jax.tree.map(lambda steps: steps[:, 0], alignment)
+
+    @checked
+    def write(
+        self,
+        cache: CaptionCache,
+        tokens: Int[Array, "B T"],
+        expected: Bool[Array, "B"] | None = None,
+        deterministic: bool = False,
+    ) -> Writing:
+        """Teacher forcing from a cache, with what the losses of hard attention need.
+
+        Args:
+            expected: rows in which the expected context stands in for the sample (Xu's coin); None is no row.
+        """
+        return self._write(cache, tokens, expected, deterministic)[0]
+
+    @checked
+    def variational(
+        self, cache: CaptionCache, tokens: Int[Array, "B T"], targets: Int[Array, "B T"], deterministic: bool = True
+    ) -> Variational:
+        """What the evidence lower bound is made of, see `functional.hard.variational_bound`.
+
+        The inference network is an additive score whose query is `[h_{t-1}; E y_t]`.
+
+        Args:
+            tokens: the caption shifted right. targets: the caption.
+        """
+        steps, _ = self._run(cache, self._embedded(tokens, deterministic), None, deterministic)
+        query = jnp.concatenate([steps.before, self.embed(targets)], -1)
+        scores = self.posterior(query, self.posterior.remember(cache.memory.values))
+        everywhere = jax.nn.log_softmax(self._everywhere(steps, tokens, cache, deterministic).astype(jnp.float32), -1)
+        wanted = jnp.broadcast_to(targets[..., None, None], (*everywhere.shape[:-1], 1))
+        likelihoods = jnp.take_along_axis(everywhere, wanted, -1)[..., 0]
+        return Variational(scores, log_softmax(steps.scores, cache.memory.mask[:, None]), likelihoods)
+
+    def _write(
+        self, cache: CaptionCache, tokens: jax.Array, expected: jax.Array | None, deterministic: bool
+    ) -> tuple[Writing, CaptionCache]:
+        embedded = self._embedded(tokens, deterministic)
+        steps, state = self._run(cache, embedded, expected, deterministic)
+        log_weights = log_softmax(steps.scores, cache.memory.mask[:, None])
+        if self.attention in LATENT:
+            everywhere = self._everywhere(steps, tokens, cache, deterministic)
+            logits = mixture(log_weights, everywhere, self.best if deterministic else None)
+        else:
+            logits = self._deep(embedded + self.from_state(steps.hidden), steps.context, deterministic)
+        values = self.value(jax.lax.stop_gradient(steps.before))[..., 0] if self.baseline else None
+        return Writing(logits, steps.alignment, log_weights, values), cache._replace(state=state)
+
+    def _embedded(self, tokens: jax.Array, deterministic: bool) -> jax.Array:
+        return self.drop(self.embed(tokens), deterministic=deterministic)
+
+    def _run(
+        self, cache: CaptionCache, embedded: jax.Array, expected: jax.Array | None, deterministic: bool
+    ) -> tuple[_Steps, LSTMState]:
+        """The recurrence over words [B, T, E], and its last state."""
+        projected = self.cell.project(jnp.moveaxis(embedded, 1, 0))  # [T, B, G]
+        if self.is_initializing():
+            _step(self, cache.memory, expected, True, cache.state, projected[0])  # makes the parameters
+        module, variables = self.unbind()
+        noisy = not deterministic and self.attention not in ("soft", *LATENT)
+        keys = jax.random.split(self.make_rng(NOISE), len(projected)) if noisy else None
+
+        def step(constants: Any, state: LSTMState, inputs: Any) -> Any:
+            variables, memory, expected = constants
+            projected, key = inputs
+            rngs = None if key is None else {NOISE: key}
+            return module.apply(variables, memory, expected, deterministic, state, projected, method=_step, rngs=rngs)
+
+        state, found = scan(step, (variables, cache.memory, expected), cache.state, (projected, keys))
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), found), state
+
+    def _deep(self, features: jax.Array, context: jax.Array, deterministic: bool) -> jax.Array:
+        deep = self.drop(jnp.tanh(features + self.from_context(context)), deterministic=deterministic)
+        return self.output(deep)
+
+    def _everywhere(self, steps: _Steps, tokens: jax.Array, cache: CaptionCache, deterministic: bool) -> jax.Array:
+        """The logits of every word at every location, [B, T, S, N]."""
+        features = self._embedded(tokens, deterministic) + self.from_state(steps.hidden)
+        contexts = steps.gate[..., None] * self.from_context(cache.memory.values)[:, None]  # [B, T, S, E]
+        deep = self.drop(jnp.tanh(features[:, :, None] + contexts), deterministic=deterministic)
+        return self.output(deep)
+
+
+def _step(module, memory, expected, deterministic, state, projected):  # type: ignore[no-untyped-def]
+    """One word: where to look from h_{t-1}, then the LSTM with what is seen there."""
+    before = state.hidden
+    scores = module.score(before[:, None], memory.keys)  # [B, 1, S]
+    alignment = _look(module, scores, memory.mask[:, None], expected, deterministic)
+    gate = jax.nn.sigmoid(module.gate(before))
+    context = gate * read(alignment.weights, memory.values)[:, 0]
+    state = module.cell.step(projected + module.enter(context), state)
+    alignment = jax.tree.map(lambda leaf: leaf[:, 0], alignment)
+    return state, _Steps(before, state.hidden, gate, context, scores[:, 0], alignment)
+
+
+def _look(
+    module: Captioner, scores: jax.Array, mask: jax.Array, expected: jax.Array | None, deterministic: bool
+) -> Alignment:
+    """Where one word looks: weights [B, 1, S], with log-probability and entropy where a location was chosen."""
+    kind = module.attention
+    if kind in ("soft", *LATENT) or (kind == "gumbel_softmax" and deterministic):
+        return Alignment(softmax(scores, mask))
+    if deterministic:
+        return _unless(expected, likeliest_location(scores, mask), scores, mask)
+    key = module.make_rng(NOISE)
+    if kind == "gumbel_softmax":
+        return Alignment(gumbel_softmax(scores, mask, key, temperature=module.temperature))
+    if kind == "straight_through":
+        return Alignment(straight_through(scores, mask, key, temperature=module.temperature))
+    return _unless(expected, sample_location(scores, mask, key), scores, mask)
+
+
+def _unless(expected: jax.Array | None, choice: Alignment, scores: jax.Array, mask: jax.Array) -> Alignment:
+    """The choice; in rows where the expected context stands in for it, the softmax, which chooses nothing."""
+    if expected is None:
+        return choice
+    rows, chosen = expected[:, None], (choice.log_prob, choice.entropy)
+    weights = jnp.where(rows[..., None], softmax(scores, mask), choice.weights)
+    return Alignment(weights, *(jnp.where(rows, 0, jnp.asarray(leaf)) for leaf in chosen))

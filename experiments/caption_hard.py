@@ -1,0 +1,77 @@
+"""The same captions with hard attention: one cell a word, sampled, and learnt from reward alone.
+
+As `caption_soft`, but each word sees a single cell of the grid, drawn from the attention (Xu 2015). Where to look has
+no gradient, so it is estimated: four runs over each picture, each with the mean reward of the others as its baseline.
+With Xu's coin half of the batches read the expected context instead; without it attention stayed uniform from scratch.
+
+Command: python -m experiments train caption_hard
+Machine: not yet run.
+Reached: not yet run.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from attention_zoo.data import CaptionedImages, placed_digits
+from attention_zoo.models import Captioner
+from attention_zoo.training import Experiment, load_parameters, optimizer
+from attention_zoo.training.caption_losses import Sampling
+from attention_zoo.training.captioning import captioning
+
+
+def experiment(
+    baseline: Literal["none", "moving_average", "learned", "soft", "self_critical", "leave_one_out"] = "leave_one_out",
+    samples: int = 4,
+    coin: float = 0.5,
+    coin_per: Literal["batch", "example"] = "batch",
+    entropy: float = 0.0,
+    start_from: Path | None = None,
+    canvas: int = 40,
+    units: int = 128,
+    dropout: float = 0.2,
+    learning_rate: float = 2e-3,
+    warmup: int = 100,
+    batch_size: int = 64,
+    steps: int = 8000,
+    evaluate_every: int = 1000,
+    noise_every: int = 2000,
+    seed: int = 0,
+    saved: Path | None = None,
+) -> Experiment:
+    """Pictures of digits to their names with hard attention.
+
+    Args:
+        baseline: what a reward is compared with.
+        samples: runs over each picture.
+        coin: with what probability the expected context stands in for the samples.
+        coin_per: what a toss is for.
+        entropy: lambda, what an even attention is worth.
+        start_from: the work folder of a finished caption_soft of the same sizes, whose parameters are the first.
+        canvas: side of the pictures, in pixels.
+        units: of the LSTM.
+        dropout: on embeddings and before the output layer.
+        learning_rate: of AdamW, at its highest; it falls to zero along a cosine.
+        warmup: steps in which the rate rises to it.
+        batch_size: pictures a step.
+        steps: how long to train.
+        evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        noise_every: steps between measurements of the gradient's variance.
+        seed: of the parameters, of the samples and of the pictures.
+        saved: a work folder whose vocabulary does instead of the data set, to read pictures only.
+    """
+    data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, canvas=canvas)
+    sizes: dict[str, Any] = {"units": units, "dropout": dropout}
+    model = Captioner(data.target.size, attention="hard", baseline=baseline == "learned", **sizes)
+    return captioning(
+        "caption_hard",
+        model,
+        data,
+        optimizer=optimizer("adamw", learning_rate, schedule="cosine", warmup=warmup, steps=steps, clip=1.0),
+        steps=steps,
+        sampling=Sampling(samples, baseline, coin, coin_per, entropy),
+        begin=None if start_from is None or saved else lambda template: load_parameters(start_from, template),
+        evaluate_every=evaluate_every,
+        checkpoint_every=evaluate_every,
+        noise_every=noise_every,
+        seed=seed,
+    )

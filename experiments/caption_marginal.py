@@ -1,0 +1,58 @@
+"""The same captions, with where each word comes from as a latent variable that is summed over exactly.
+
+As `caption_soft`, but each word is written from one cell of the grid, and the likelihood sums over all cells it may
+be: `p(y) = sum_s alpha_s p(y | s)` (Deng 2018). Its gradient needs no samples.
+
+Command: python -m experiments train caption_marginal
+Machine: not yet run.
+Reached: not yet run.
+"""
+
+from pathlib import Path
+
+from attention_zoo.data import CaptionedImages, placed_digits
+from attention_zoo.models import Captioner
+from attention_zoo.training import Experiment, optimizer
+from attention_zoo.training.captioning import captioning
+
+
+def experiment(
+    best: int | None = None,
+    canvas: int = 40,
+    units: int = 128,
+    dropout: float = 0.2,
+    learning_rate: float = 2e-3,
+    warmup: int = 100,
+    batch_size: int = 128,
+    steps: int = 6000,
+    evaluate_every: int = 1000,
+    seed: int = 0,
+    saved: Path | None = None,
+) -> Experiment:
+    """Pictures of digits to their names with exact marginal attention.
+
+    Args:
+        best: cells that are summed over when captions are written; all of them unless told.
+        canvas: side of the pictures, in pixels.
+        units: of the LSTM.
+        dropout: on embeddings and before the output layer.
+        learning_rate: of AdamW, at its highest; it falls to zero along a cosine.
+        warmup: steps in which the rate rises to it.
+        batch_size: pictures a step.
+        steps: how long to train.
+        evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        seed: of the parameters and of the pictures.
+        saved: a work folder whose vocabulary does instead of the data set, to read pictures only.
+    """
+    data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, canvas=canvas)
+    model = Captioner(data.target.size, attention="marginal", units=units, best=best, dropout=dropout)
+    return captioning(
+        "caption_marginal",
+        model,
+        data,
+        optimizer=optimizer("adamw", learning_rate, schedule="cosine", warmup=warmup, steps=steps, clip=1.0),
+        steps=steps,
+        evaluate_every=evaluate_every,
+        checkpoint_every=evaluate_every,
+        seed=seed,
+    )

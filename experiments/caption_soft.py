@@ -1,0 +1,64 @@
+"""A captioner with soft attention reads out the digits on a canvas, looking at each as it names it.
+
+One to four handwritten digits among clutter, 40 x 40 pixels, become their names in reading order; the digit images of
+the test split were never seen in training. Soft attention reads the expectation over a grid of 10 x 10 annotations
+(Xu 2015). Nothing tells it where a digit is.
+
+Command: python -m experiments train caption_soft
+Machine: not yet run.
+Reached: not yet run.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from attention_zoo.data import CaptionedImages, placed_digits
+from attention_zoo.models import Captioner
+from attention_zoo.training import Experiment, optimizer
+from attention_zoo.training.captioning import captioning
+
+
+def experiment(
+    doubly_stochastic: float = 0.0,
+    reduction: Literal["sum", "mean"] = "sum",
+    canvas: int = 40,
+    units: int = 128,
+    dropout: float = 0.2,
+    learning_rate: float = 2e-3,
+    warmup: int = 100,
+    batch_size: int = 128,
+    steps: int = 6000,
+    evaluate_every: int = 1000,
+    seed: int = 0,
+    saved: Path | None = None,
+) -> Experiment:
+    """Pictures of digits to their names with soft attention.
+
+    Args:
+        doubly_stochastic: lambda, what looking at some cells more than at others costs in all; 0 is nothing.
+        reduction: of that penalty over the cells of a picture.
+        canvas: side of the pictures, in pixels.
+        units: of the LSTM.
+        dropout: on embeddings and before the output layer.
+        learning_rate: of AdamW, at its highest; it falls to zero along a cosine.
+        warmup: steps in which the rate rises to it.
+        batch_size: pictures a step.
+        steps: how long to train.
+        evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        seed: of the parameters and of the pictures.
+        saved: a work folder whose vocabulary does instead of the data set, to read pictures only.
+    """
+    data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, canvas=canvas)
+    model = Captioner(data.target.size, units=units, dropout=dropout)
+    return captioning(
+        "caption_soft",
+        model,
+        data,
+        optimizer=optimizer("adamw", learning_rate, schedule="cosine", warmup=warmup, steps=steps, clip=1.0),
+        steps=steps,
+        doubly_stochastic=doubly_stochastic,
+        reduction=reduction,
+        evaluate_every=evaluate_every,
+        checkpoint_every=evaluate_every,
+        seed=seed,
+    )

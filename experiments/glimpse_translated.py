@@ -1,0 +1,105 @@
+"""Six glimpses find a digit somewhere on an empty canvas, and name it.
+
+Scikit-learn's digits, 20 pixels large, anywhere on 60 x 60 pixels; each glimpse is twelve pixels wide at three scales,
+and where the next one goes is sampled and learnt from reward (Mnih 2014, section 4.1). The digits of dev and test were
+never seen in training. The picture shows the path of the glimpses beside the digit's box.
+
+Command: python -m experiments train glimpse_translated
+Machine: not yet run.
+Reached: not yet run.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from attention_zoo.data import GlimpseImages, translated_digits
+from attention_zoo.models import RecurrentAttention
+from attention_zoo.training import Experiment, optimizer
+from attention_zoo.training.glimpses import glimpsing
+
+
+def experiment(
+    recipe: Literal["dense", "classic"] = "dense",
+    locations: Literal["policy", "random"] = "policy",
+    source: str = "digits",
+    canvas: int = 60,
+    digit: int = 20,
+    distort: float = 0.15,
+    glimpses: int = 6,
+    size: int = 12,
+    scales: int = 3,
+    units: int = 256,
+    hidden: int = 128,
+    first: Literal["random", "centre"] = "random",
+    rollouts: int = 4,
+    first_std: float = 0.15,
+    last_std: float = 0.05,
+    location_weight: float = 0.15,
+    penalty: float = 1e-3,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.01,
+    batch_size: int = 64,
+    steps: int = 20_000,
+    evaluate_every: int = 2000,
+    seed: int = 0,
+    saved: Path | None = None,
+) -> Experiment:
+    """A digit on an empty canvas to its class, by glimpses.
+
+    Args:
+        recipe: of the reward: "dense" after every glimpse, or "classic", the paper's 0 or 1 after the last.
+        locations: chosen by the model, or random ones, as a control.
+        source: scikit-learn's digits, or a TFDS data set of grey images such as mnist.
+        canvas: its side, in pixels.
+        digit: its side, in pixels.
+        distort: how far training digits are turned, scaled, sheared and moved.
+        glimpses: of each canvas.
+        size: side of a glimpse's patch, in values.
+        scales: patches of a glimpse, each twice as wide and half as sharp as the one before.
+        units: of the LSTM.
+        hidden: width of the halves of the glimpse network.
+        first: where the first glimpse is in training.
+        rollouts: paths through each canvas in a step.
+        first_std: of the sampled locations, in halves of the canvas, at the first step.
+        last_std: the same at the last step.
+        location_weight: of the score-function loss.
+        penalty: of the squared locations before their tanh.
+        learning_rate: of AdamW; it falls to zero along a cosine.
+        weight_decay: of AdamW.
+        batch_size: canvases a step.
+        steps: how long to train.
+        evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        seed: of the parameters, of the sampled locations and of the canvases.
+        saved: a work folder whose names of classes do instead of the data set, to read inputs only.
+    """
+    placed: Any = {"canvas": canvas, "size": digit, "distort": distort, "source": source}
+    data = GlimpseImages.load(saved) if saved else translated_digits(batch_size, **placed)
+    model = RecurrentAttention(
+        len(data.labels),
+        units=units,
+        hidden=hidden,
+        glimpses=glimpses,
+        size=size,
+        scales=scales,
+        locations=locations,
+        first=first,
+        detached=recipe == "classic",
+        learned_baseline=recipe == "classic",
+    )
+    return glimpsing(
+        "glimpse_translated",
+        model,
+        data,
+        recipe=recipe,
+        rollouts=rollouts,
+        std=(first_std, last_std),
+        location_weight=location_weight,
+        penalty=penalty,
+        optimizer=optimizer(
+            "adamw", learning_rate, schedule="cosine", steps=steps, clip=1.0, weight_decay=weight_decay
+        ),
+        steps=steps,
+        evaluate_every=evaluate_every,
+        checkpoint_every=evaluate_every,
+        seed=seed,
+    )
