@@ -5,8 +5,13 @@ no gradient, so it is estimated: four runs over each picture, each with the mean
 With Xu's coin half of the batches read the expected context instead; without it attention stayed uniform from scratch.
 
 Command: python -m experiments train caption_hard
-Machine: not yet run.
-Reached: not yet run.
+Machine: one NVIDIA H100 80GB HBM3 with 16 CPU cores, which some twenty runs shared; the minutes are those of the
+whole run, with compilation.
+Reached: three seeds, each chosen on dev, on 2,000 test pictures: results/caption_hard.json: exact_match 0.922,
+pointing_accuracy 0.984, map_distance 0.991, minutes 4.1; results/caption_hard_1.json: exact_match 0.932,
+pointing_accuracy 0.985, map_distance 0.993, minutes 3.2; results/caption_hard_2.json: exact_match 0.954,
+pointing_accuracy 0.989, map_distance 0.996, minutes 3.0. Started from caption_soft and trained for 1,000 steps
+without the coin: docs/hard_attention.md.
 """
 
 from pathlib import Path
@@ -26,6 +31,7 @@ def experiment(
     coin_per: Literal["batch", "example"] = "batch",
     entropy: float = 0.0,
     start_from: Path | None = None,
+    source: str = "digits",
     canvas: int = 40,
     units: int = 128,
     dropout: float = 0.2,
@@ -35,6 +41,8 @@ def experiment(
     steps: int = 8000,
     evaluate_every: int = 1000,
     noise_every: int = 2000,
+    dev_examples: int = 1000,
+    test_examples: int = 2000,
     seed: int = 0,
     saved: Path | None = None,
 ) -> Experiment:
@@ -47,6 +55,7 @@ def experiment(
         coin_per: what a toss is for.
         entropy: lambda, what an even attention is worth.
         start_from: the work folder of a finished caption_soft of the same sizes, whose parameters are the first.
+        source: scikit-learn's digits, or a TFDS data set of grey images such as mnist.
         canvas: side of the pictures, in pixels.
         units: of the LSTM.
         dropout: on embeddings and before the output layer.
@@ -56,10 +65,13 @@ def experiment(
         steps: how long to train.
         evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
         noise_every: steps between measurements of the gradient's variance.
+        dev_examples: pictures in the dev split.
+        test_examples: pictures in the test split.
         seed: of the parameters, of the samples and of the pictures.
         saved: a work folder whose vocabulary does instead of the data set, to read pictures only.
     """
-    data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, canvas=canvas)
+    placed: Any = {"canvas": canvas, "source": source, "dev_examples": dev_examples, "test_examples": test_examples}
+    data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, **placed)
     sizes: dict[str, Any] = {"units": units, "dropout": dropout}
     model = Captioner(data.target.size, attention="hard", baseline=baseline == "learned", **sizes)
     return captioning(

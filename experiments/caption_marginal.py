@@ -4,11 +4,16 @@ As `caption_soft`, but each word is written from one cell of the grid, and the l
 be: `p(y) = sum_s alpha_s p(y | s)` (Deng 2018). Its gradient needs no samples.
 
 Command: python -m experiments train caption_marginal
-Machine: not yet run.
-Reached: not yet run.
+Machine: one NVIDIA H100 80GB HBM3 with 16 CPU cores, which some twenty runs shared; the minutes are those of the
+whole run, with compilation.
+Reached: three seeds, each chosen on dev, on 2,000 test pictures: results/caption_marginal.json: exact_match 0.967,
+pointing_accuracy 0.992, map_distance 0.981, minutes 3.1; results/caption_marginal_1.json: exact_match 0.975,
+pointing_accuracy 0.988, map_distance 0.978, minutes 2.3; results/caption_marginal_2.json: exact_match 0.975,
+pointing_accuracy 0.993, map_distance 0.980, minutes 2.4.
 """
 
 from pathlib import Path
+from typing import Any
 
 from attention_zoo.data import CaptionedImages, placed_digits
 from attention_zoo.models import Captioner
@@ -18,6 +23,7 @@ from attention_zoo.training.captioning import captioning
 
 def experiment(
     best: int | None = None,
+    source: str = "digits",
     canvas: int = 40,
     units: int = 128,
     dropout: float = 0.2,
@@ -26,6 +32,8 @@ def experiment(
     batch_size: int = 128,
     steps: int = 6000,
     evaluate_every: int = 1000,
+    dev_examples: int = 1000,
+    test_examples: int = 2000,
     seed: int = 0,
     saved: Path | None = None,
 ) -> Experiment:
@@ -33,6 +41,7 @@ def experiment(
 
     Args:
         best: cells that are summed over when captions are written; all of them unless told.
+        source: scikit-learn's digits, or a TFDS data set of grey images such as mnist.
         canvas: side of the pictures, in pixels.
         units: of the LSTM.
         dropout: on embeddings and before the output layer.
@@ -41,10 +50,13 @@ def experiment(
         batch_size: pictures a step.
         steps: how long to train.
         evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        dev_examples: pictures in the dev split.
+        test_examples: pictures in the test split.
         seed: of the parameters and of the pictures.
         saved: a work folder whose vocabulary does instead of the data set, to read pictures only.
     """
-    data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, canvas=canvas)
+    placed: Any = {"canvas": canvas, "source": source, "dev_examples": dev_examples, "test_examples": test_examples}
+    data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, **placed)
     model = Captioner(data.target.size, attention="marginal", units=units, best=best, dropout=dropout)
     return captioning(
         "caption_marginal",

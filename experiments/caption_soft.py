@@ -5,12 +5,16 @@ the test split were never seen in training. Soft attention reads the expectation
 (Xu 2015). Nothing tells it where a digit is.
 
 Command: python -m experiments train caption_soft
-Machine: not yet run.
-Reached: not yet run.
+Machine: one NVIDIA H100 80GB HBM3 with 16 CPU cores, which some twenty runs shared; the minutes are those of the
+whole run, with compilation.
+Reached: three seeds, each chosen on dev, on 2,000 test pictures: results/caption_soft.json: exact_match 0.976,
+pointing_accuracy 0.990, map_distance 0.835, minutes 2.9; results/caption_soft_1.json: exact_match 0.966,
+pointing_accuracy 0.984, map_distance 0.831, minutes 2.0; results/caption_soft_2.json: exact_match 0.967,
+pointing_accuracy 0.986, map_distance 0.826, minutes 2.0.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from attention_zoo.data import CaptionedImages, placed_digits
 from attention_zoo.models import Captioner
@@ -21,6 +25,7 @@ from attention_zoo.training.captioning import captioning
 def experiment(
     doubly_stochastic: float = 0.0,
     reduction: Literal["sum", "mean"] = "sum",
+    source: str = "digits",
     canvas: int = 40,
     units: int = 128,
     dropout: float = 0.2,
@@ -29,6 +34,8 @@ def experiment(
     batch_size: int = 128,
     steps: int = 6000,
     evaluate_every: int = 1000,
+    dev_examples: int = 1000,
+    test_examples: int = 2000,
     seed: int = 0,
     saved: Path | None = None,
 ) -> Experiment:
@@ -37,6 +44,7 @@ def experiment(
     Args:
         doubly_stochastic: lambda, what looking at some cells more than at others costs in all; 0 is nothing.
         reduction: of that penalty over the cells of a picture.
+        source: scikit-learn's digits, or a TFDS data set of grey images such as mnist.
         canvas: side of the pictures, in pixels.
         units: of the LSTM.
         dropout: on embeddings and before the output layer.
@@ -45,10 +53,13 @@ def experiment(
         batch_size: pictures a step.
         steps: how long to train.
         evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        dev_examples: pictures in the dev split.
+        test_examples: pictures in the test split.
         seed: of the parameters and of the pictures.
         saved: a work folder whose vocabulary does instead of the data set, to read pictures only.
     """
-    data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, canvas=canvas)
+    placed: Any = {"canvas": canvas, "source": source, "dev_examples": dev_examples, "test_examples": test_examples}
+    data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, **placed)
     model = Captioner(data.target.size, units=units, dropout=dropout)
     return captioning(
         "caption_soft",

@@ -4,11 +4,14 @@ As `caption_marginal`, trained by the evidence lower bound: an inference network
 the attention learns to agree with it (Deng 2018). The bound is enumerated, or estimated by samples.
 
 Command: python -m experiments train caption_variational
-Machine: not yet run.
-Reached: not yet run.
+Machine: one NVIDIA H100 80GB HBM3 with 16 CPU cores, which some twenty runs shared; the minutes are those of the
+whole run, with compilation.
+Reached: one seed, chosen on dev, on 2,000 test pictures: results/caption_variational.json: exact_match 0.947,
+pointing_accuracy 0.974, map_distance 0.814, minutes 3.2.
 """
 
 from pathlib import Path
+from typing import Any
 
 from attention_zoo.data import CaptionedImages, placed_digits
 from attention_zoo.models import Captioner
@@ -19,6 +22,7 @@ from attention_zoo.training.captioning import captioning
 def experiment(
     samples: int = 0,
     best: int | None = None,
+    source: str = "digits",
     canvas: int = 40,
     units: int = 128,
     dropout: float = 0.2,
@@ -27,6 +31,8 @@ def experiment(
     batch_size: int = 128,
     steps: int = 6000,
     evaluate_every: int = 1000,
+    dev_examples: int = 1000,
+    test_examples: int = 2000,
     seed: int = 0,
     saved: Path | None = None,
 ) -> Experiment:
@@ -35,6 +41,7 @@ def experiment(
     Args:
         samples: cells drawn from the inference network for each word, at least 2; 0 enumerates all.
         best: cells that are summed over when captions are written; all of them unless told.
+        source: scikit-learn's digits, or a TFDS data set of grey images such as mnist.
         canvas: side of the pictures, in pixels.
         units: of the LSTM.
         dropout: on embeddings and before the output layer.
@@ -43,10 +50,13 @@ def experiment(
         batch_size: pictures a step.
         steps: how long to train.
         evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        dev_examples: pictures in the dev split.
+        test_examples: pictures in the test split.
         seed: of the parameters and of the pictures.
         saved: a work folder whose vocabulary does instead of the data set, to read pictures only.
     """
-    data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, canvas=canvas)
+    placed: Any = {"canvas": canvas, "source": source, "dev_examples": dev_examples, "test_examples": test_examples}
+    data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, **placed)
     model = Captioner(data.target.size, attention="variational", units=units, best=best, dropout=dropout)
     return captioning(
         "caption_variational",

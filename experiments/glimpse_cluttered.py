@@ -5,8 +5,14 @@ section 4.1). The control, `--locations random`, looks at random places with the
 choosing where to look is worth.
 
 Command: python -m experiments train glimpse_cluttered
-Machine: not yet run.
-Reached: not yet run.
+Machine: one NVIDIA H100 80GB HBM3 with 16 CPU cores, which some twenty runs shared; the minutes are those of the
+whole run, with compilation.
+Reached: three seeds, each chosen on dev, on 2,000 test pictures: results/glimpse_cluttered.json: error_rate 0.023,
+pointing_accuracy 0.834, pointing_ratio 7.51, minutes 2.3; results/glimpse_cluttered_1.json: error_rate 0.033,
+pointing_accuracy 0.844, pointing_ratio 7.59, minutes 1.4; results/glimpse_cluttered_2.json: error_rate 0.028,
+pointing_accuracy 0.868, pointing_ratio 7.81, minutes 1.4. With --locations random:
+results/glimpse_cluttered_random.json: error_rate 0.204, pointing_ratio 1.08; results/glimpse_cluttered_random_1.json:
+error_rate 0.194, pointing_ratio 1.08; results/glimpse_cluttered_random_2.json: error_rate 0.202, pointing_ratio 1.08.
 """
 
 from pathlib import Path
@@ -40,9 +46,11 @@ def experiment(
     penalty: float = 1e-3,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.01,
-    batch_size: int = 64,
-    steps: int = 30_000,
-    evaluate_every: int = 3000,
+    batch_size: int = 128,
+    steps: int = 4000,
+    evaluate_every: int = 1000,
+    dev_examples: int = 1000,
+    test_examples: int = 2000,
     seed: int = 0,
     saved: Path | None = None,
 ) -> Experiment:
@@ -73,10 +81,13 @@ def experiment(
         batch_size: canvases a step.
         steps: how long to train.
         evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        dev_examples: canvases in the dev split.
+        test_examples: canvases in the test split.
         seed: of the parameters, of the sampled locations and of the canvases.
         saved: a work folder whose names of classes do instead of the data set, to read inputs only.
     """
     placed: Any = {"canvas": canvas, "size": digit, "distort": distort, "source": source}
+    placed |= {"dev_examples": dev_examples, "test_examples": test_examples}
     placed |= {"clutter": clutter, "piece": piece}
     data = GlimpseImages.load(saved) if saved else cluttered_digits(batch_size, **placed)
     model = RecurrentAttention(

@@ -5,8 +5,14 @@ and where the next one goes is sampled and learnt from reward (Mnih 2014, sectio
 never seen in training. The picture shows the path of the glimpses beside the digit's box.
 
 Command: python -m experiments train glimpse_translated
-Machine: not yet run.
-Reached: not yet run.
+Machine: one NVIDIA H100 80GB HBM3 with 16 CPU cores, which some twenty runs shared; the minutes are those of the
+whole run, with compilation.
+Reached: three seeds, each chosen on dev, on 2,000 test pictures; pointing_ratio is how often the third glimpse is in
+the digit's box, over chance: results/glimpse_translated.json: error_rate 0.019, pointing_accuracy 0.771,
+pointing_ratio 6.94, minutes 2.3; results/glimpse_translated_1.json: error_rate 0.015, pointing_accuracy 0.861,
+pointing_ratio 7.74, minutes 1.4; results/glimpse_translated_2.json: error_rate 0.014, pointing_accuracy 0.828,
+pointing_ratio 7.45, minutes 1.4. With --recipe classic, one seed: results/glimpse_translated_classic.json: error_rate
+0.019, pointing_accuracy 0.554, pointing_ratio 4.99, minutes 2.3.
 """
 
 from pathlib import Path
@@ -38,9 +44,11 @@ def experiment(
     penalty: float = 1e-3,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.01,
-    batch_size: int = 64,
-    steps: int = 20_000,
-    evaluate_every: int = 2000,
+    batch_size: int = 128,
+    steps: int = 4000,
+    evaluate_every: int = 1000,
+    dev_examples: int = 1000,
+    test_examples: int = 2000,
     seed: int = 0,
     saved: Path | None = None,
 ) -> Experiment:
@@ -69,10 +77,13 @@ def experiment(
         batch_size: canvases a step.
         steps: how long to train.
         evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        dev_examples: canvases in the dev split.
+        test_examples: canvases in the test split.
         seed: of the parameters, of the sampled locations and of the canvases.
         saved: a work folder whose names of classes do instead of the data set, to read inputs only.
     """
     placed: Any = {"canvas": canvas, "size": digit, "distort": distort, "source": source}
+    placed |= {"dev_examples": dev_examples, "test_examples": test_examples}
     data = GlimpseImages.load(saved) if saved else translated_digits(batch_size, **placed)
     model = RecurrentAttention(
         len(data.labels),

@@ -36,11 +36,25 @@ CLASSIFIERS = {
     "embedding_ablation": "--embedding one_hot --heads 2 --layers 1 --sentences_per_template 1 --steps 2 "
     "--evaluate_every 2 --warmup 0",
 }
+# What looks at pictures.
+HELD_OUT = "--dev_examples 11 --test_examples 7"
+SHORT = f"--batch_size 13 {HELD_OUT} --steps 2 --evaluate_every 2"
+CAPTION = f"--canvas 32 --units 8 --warmup 0 {SHORT}"
+GLIMPSE = f"--canvas 24 --digit 12 --units 8 --hidden 7 --glimpses 3 --size 4 --scales 2 {SHORT}"
+LOOKERS = {
+    "caption_files": f"--folder pictures --side 32 --width 8 --units 8 --channels 1 {SHORT.replace(HELD_OUT, '')}",
+    "caption_hard": f"{CAPTION} --baseline learned --noise_every 2",
+    "caption_marginal": f"{CAPTION} --best 3",
+    "caption_soft": f"{CAPTION} --doubly_stochastic 1.0",
+    "caption_variational": f"{CAPTION} --samples 2",
+    "glimpse_cluttered": f"{GLIMPSE} --locations random --piece 5",
+    "glimpse_translated": f"{GLIMPSE} --recipe classic",
+}
 INPUTS = {"dates": "3 mai 2016 €", "mechanisms": "3 mai 2016 €", "reverse": "1 2 €", "translate": "ein Wort €"}
 
 
 def test_every_experiment_is_tried_here():
-    assert names() == sorted(EXPERIMENTS | CLASSIFIERS)
+    assert names() == sorted(EXPERIMENTS | CLASSIFIERS | LOOKERS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -82,6 +96,33 @@ def test_two_steps_of_a_classifier_and_what_it_names(name, tmp_path, monkeypatch
         assert said.out.startswith("Hass") and "'€'" in said.err
 
 
+@pytest.mark.parametrize("name", LOOKERS)
+def test_two_steps_of_what_looks_at_pictures(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for number in range(17):
+        imsave(tmp_path / "pictures" / f"{number}.png", np.eye(19, k=number), cmap="gray")
+    lines = [f"{number}.png\ta line at {number}" for number in range(17)]
+    (tmp_path / "pictures" / "captions.tsv").write_text("\n".join(lines), encoding="utf-8")
+    assert main(["train", name, *LOOKERS[name].split()]) == 0
+    folder = tmp_path / "runs" / name
+    summary = json.loads((folder / "summary.json").read_text())
+    assert json.loads(capsys.readouterr().out) == summary["metrics"] and summary["steps"] == 2
+    caption = name.startswith("caption")
+    assert {"exact_match", "map_distance"} <= summary["metrics"].keys() or not caption
+    assert ("bleu" in summary["metrics"]) == (name == "caption_files")
+    assert 0 <= summary["metrics"].get("pointing_accuracy", 0) <= 1
+    assert (folder / "figures" / ("caption_1.png" if caption else "glimpses_1.png")).exists()
+    measured = '"split": "gradient_variance"' in (folder / "metrics.jsonl").read_text()
+    assert measured == (name == "caption_hard")
+    imsave(tmp_path / "digit.png", np.eye(32 if caption else 24), cmap="gray")
+    assert main(["predict", str(folder), "digit.png", "--plot", "seen.png"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 and (tmp_path / "seen.png").exists()
+    imsave(tmp_path / "large.png", np.eye(33), cmap="gray")
+    assert main(["predict", str(folder), "large.png"]) == (0 if name == "caption_files" else 2)
+    assert len(capsys.readouterr().err.splitlines()) == (name != "caption_files")
+
+
 def check_summary(name, summary):
     """Name, steps, and the metrics that this experiment has."""
     assert (summary["experiment"], summary["steps"]) == (name, 2)
@@ -115,7 +156,7 @@ def check_predictions(folder, text, capsys):
     assert f"more than the {limit} that are read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, *CLASSIFIERS])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *CLASSIFIERS, *LOOKERS])
 def test_the_docstring_has_claim_command_machine_and_score(name):
     text = docstring(name)
     claim = text.split("\n\n")[0]

@@ -207,7 +207,8 @@ class Captioner(nn.Module):
         steps, _ = self._run(cache, self._embedded(tokens, deterministic), None, deterministic)
         query = jnp.concatenate([steps.before, self.embed(targets)], -1)
         scores = self.posterior(query, self.posterior.remember(cache.memory.values))
-        everywhere = jax.nn.log_softmax(self._everywhere(steps, tokens, cache, deterministic).astype(jnp.float32), -1)
+        logits = self._everywhere(steps, tokens, cache, deterministic)
+        everywhere = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -1)
         wanted = jnp.broadcast_to(targets[..., None, None], (*everywhere.shape[:-1], 1))
         likelihoods = jnp.take_along_axis(everywhere, wanted, -1)[..., 0]
         return Variational(scores, log_softmax(steps.scores, cache.memory.mask[:, None]), likelihoods)

@@ -20,6 +20,7 @@ from attention_zoo.modules.positions import LearnedPositions, RelativeBias
 from attention_zoo.modules.recurrent import RecurrentEncoder, RecurrentLayer
 from attention_zoo.modules.scores import Additive, Concat, Cosine, Dot, General, Location, ScaledDot
 from attention_zoo.modules.transformer import FeedForward, Seen, Stack, TransformerBlock
+from attention_zoo.modules.vision import ConvEncoder
 
 __all__ = [
     "Additive",
@@ -28,6 +29,7 @@ __all__ = [
     "Attention",
     "AttentionState",
     "Concat",
+    "ConvEncoder",
     "Cosine",
     "Coverage",
     "DecoderState",

@@ -60,7 +60,12 @@ def likelihood(model: Captioner, *, doubly_stochastic: float = 0.0, reduction: s
 
     Returns:
         an objective whose metrics are `loss` (nats a word), `token_accuracy` and, with a lambda, the penalty.
+
+    Raises:
+        ValueError: the model's attention is hard or variational, so that a part of it would learn nothing here.
     """
+    if model.attention in ("hard", "variational"):
+        raise ValueError(f"likelihood: attention {model.attention!r} has an objective of its own")
 
     def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         inputs, targets, real = _captions(batch)
@@ -86,7 +91,13 @@ def reinforce(model: Captioner, sampling: Sampling) -> Any:
         an objective with a carry, the moving average (a scalar that starts at 0, whichever baseline there is); its
         metrics are `loss` (nats a word under the samples), `token_accuracy`, `entropy` and `advantage`, the root mean
         square of reward minus baseline.
+
+    Raises:
+        ValueError: the model's attention is not hard, or it has no learned baseline where that is asked for.
     """
+    _expect(model, "hard")
+    if sampling.baseline == "learned" and not model.baseline:
+        raise ValueError("a learned baseline needs a model with one: Captioner(..., baseline=True)")
 
     def objective(params: Any, batch: Batch, key: jax.Array, carry: jax.Array) -> Any:
         captions = _captions(batch)
@@ -129,8 +140,9 @@ def variational(model: Captioner, samples: int = 0) -> Objective:
         from the attention, nats a word).
 
     Raises:
-        ValueError: there is one sample, or fewer than none.
+        ValueError: there is one sample, or fewer than none; or the model's attention is not variational.
     """
+    _expect(model, "variational")
     if samples < 0 or samples == 1:
         raise ValueError(f"variational: 0 samples enumerate, at least 2 estimate; got {samples}")
 
@@ -179,6 +191,11 @@ class _Runs(NamedTuple):
     accuracy: jax.Array
 
 
+def _expect(model: Captioner, attention: str) -> None:
+    if model.attention != attention:
+        raise ValueError(f"this objective is for attention {attention!r}; the model's is {model.attention!r}")
+
+
 def _captions(batch: Batch) -> _Captions:
     targets = jnp.asarray(batch["target"])
     return _Captions(shifted(targets), targets, within(jnp.asarray(batch["target_lengths"]), targets.shape[1]))
@@ -199,7 +216,7 @@ def _broadcast(leaf: jax.Array, samples: int) -> jax.Array:
 
 
 def _log_likelihoods(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), -1)
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -1)
     return jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
 
 
@@ -230,9 +247,7 @@ def _baseline(sampling: Sampling, runs: _Runs, carry: jax.Array) -> tuple[jax.Ar
         return hard.leave_one_out(by_sample).reshape(rewards.shape), carry
     if sampling.baseline == "moving_average":
         return hard.moving_average(rewards, carry, runs.chosen)
-    if sampling.baseline == "learned":
-        if values is None:
-            raise ValueError("a learned baseline needs a model with one: Captioner(..., baseline=True)")
+    if sampling.baseline == "learned" and values is not None:
         return jax.lax.stop_gradient(values), carry
     return jnp.zeros_like(rewards), carry
 

@@ -11,9 +11,10 @@ from experiments.commands.catalogue import docstring, names
 ROOT = Path(__file__).parents[2]
 RESULTS = {file.stem: json.loads(file.read_text()) for file in (ROOT / "experiments" / "results").glob("*.json")}
 METRICS = (
-    "exact_match|accuracy|macro_f1|token_accuracy|alignment_accuracy|perplexity|bleu|chrf|minutes|seconds_to_first_step"
+    "exact_match|accuracy|macro_f1|token_accuracy|alignment_accuracy|pointing_accuracy|pointing_ratio|map_distance|"
+    "error_rate|perplexity|bleu|chrf|minutes|seconds_to_first_step"
 )
-OWN_DATA = {"translate_files"}  # has no score of its own
+OWN_DATA = {"caption_files", "translate_files"}  # have no score of their own
 
 
 def claims(text):
@@ -43,9 +44,10 @@ def test_an_experiments_docstring_is_proved_by_a_summary(name):
             assert agree(found, metric, figure), f"{found}: {metric} is not {figure}"
 
 
-def test_readmes_figures_are_proved_by_summaries():
-    pairs = [(name, *pair) for name, pairs in claims((ROOT / "README.md").read_text()) for pair in pairs]
-    assert pairs
+@pytest.mark.parametrize("page", ["README.md", "docs/hard_attention.md"])
+def test_a_pages_figures_are_proved_by_summaries(page):
+    pairs = [(name, *pair) for name, pairs in claims((ROOT / page).read_text()) for pair in pairs]
+    assert len(pairs) > 10
     for name, metric, figure in pairs:
         assert agree(name, metric, figure), f"{name}: {metric} is not {figure}"
 
@@ -73,3 +75,26 @@ def test_readmes_attention_table_is_a_benchmarks():
         assert f"{ours['median_ms']:.0f} ms | {best['implementation']}, {best['ratio']:.2f} |" in figures
         shown = [float(number) for number in re.findall(r"([\d.]+) MB", figures)]
         assert shown == pytest.approx([row["temporary_bytes"] / 1e6 for row in (ours, best)], rel=0.05)
+
+
+def test_the_table_of_estimators_is_a_benchmarks():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "intel-xeon-2-cores-hard.json").read_text())["rows"]
+    page = (ROOT / "docs" / "hard_attention.md").read_text()
+    for row in rows:
+        (line,) = re.findall(rf"^\| \w+ \| {re.escape(row['implementation'])} \| (.*) \|$", page, re.MULTILINE)
+        bias, bound, variance, snr, ratio = line.split(" | ")
+        assert float(bias.split()[0]) == pytest.approx(100 * row["error_vs_reference"], abs=0.05)
+        assert bound == f"{100 * row['bias_bound']:.1f}" and variance == f"{row['variance']:.2f}"
+        assert snr.strip() == ("" if row["snr"] is None else f"{row['snr']:.2f}")
+        assert ratio == f"{row['ratio']:.2f}"
+
+
+def test_the_table_of_large_canvases_is_a_benchmarks():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "intel-xeon-2-cores-glimpse-large.json").read_text())["rows"]
+    page = (ROOT / "docs" / "hard_attention.md").read_text()
+    steps = [row for row in rows if row["direction"] == "forward+gradient"]
+    for row in steps:
+        name = row["implementation"].replace("attention_zoo", "glimpses")
+        figures = f"{row['median_ms']:.0f} ms | {row['flops'] / 1e9:.2f} | {row['temporary_bytes'] / 1e6:.0f} MB"
+        assert (f"| {row['side']} | {name} | {figures} |" in page) == (row["side"] in (64, 256, 1024))
+    assert len({row["flops"] for row in steps if row["implementation"] == "attention_zoo"}) == 1

@@ -15,11 +15,14 @@ from attention_zoo.functional.metrics import (
     alignment_error_rate,
     edit_distance,
     error_rate,
+    map_distance,
+    pointing_accuracy,
     sequence_accuracy,
     token_accuracy,
 )
 
 B, T, S = 3, 5, 7
+GRID, PICTURE = (1, S), (3, 14)  # cells of 3 x 2 pixels
 LENGTHS = np.array([5, 2, 0])
 MASK = np.arange(T) < LENGTHS[:, None]
 short = st.lists(st.integers(0, 3), max_size=7)
@@ -84,6 +87,31 @@ def test_the_end_of_a_span_is_outside_and_its_start_inside():
     np.testing.assert_allclose(alignment_accuracy(weights, np.array([[1, 3], [1, 3]])), 1 / 2)
 
 
+def test_pointing_accuracy_by_hand():
+    # Cells of 4 x 5 pixels, two rows of three: their centres are at (2 or 6, 2.5, 7.5 or 12.5).
+    weights = np.eye(6, dtype=np.float32)[[0, 4, 5, 2, 3, 1]]
+    weights[4] = 0  # looks nowhere
+    boxes = np.float32([[0, 0, 4, 5], [0, 5, 4, 10], [6, 12, 8, 13], [0, 0, 2, 15], [0, 0, 8, 15], [0, 0, 0, 0]])
+    point = functools.partial(pointing_accuracy, grid=(2, 3), picture=(8, 15))
+    # Inside; below; inside, at its upper edge; at its lower edge, which is outside; nowhere; has no box.
+    np.testing.assert_allclose(point(weights, boxes), 2 / 5)
+    np.testing.assert_allclose(point(weights, boxes, mask=np.array([True, True, False, False, False, True])), 1 / 2)
+    # Widened by two pixels the fourth word's box has its cell, and the second's ends where its cell's centre is.
+    np.testing.assert_allclose(point(weights, boxes, margin=2.0), 3 / 5)
+    np.testing.assert_allclose(point(weights, boxes, margin=2.5), 4 / 5)
+    # Rows, then columns: on a grid of three rows of two all cells but the first are elsewhere.
+    np.testing.assert_allclose(pointing_accuracy(weights, boxes, (3, 2), (15, 8)), 1 / 5)
+
+
+def test_map_distance_by_hand():
+    weights = np.array([[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]])
+    np.testing.assert_allclose(map_distance(weights), (0 + 0.5 + 1) / 3)
+    np.testing.assert_allclose(map_distance(weights, np.array([True, True, True, False])), 0.5 / 2)
+    # A pair counts if both are real.
+    np.testing.assert_allclose(map_distance(weights, np.array([True, False, True, True])), 1)
+    assert map_distance(weights[:1]) == 0
+
+
 def test_alignment_error_rate_by_hand():
     # A = {00, 11, 12, 23}, S = {00, 11, 22}, P = S + {12}: 1 - (2 + 3) / (4 + 3).
     predicted, sure, possible = np.zeros((3, 3, 5), bool)
@@ -124,6 +152,9 @@ def test_where_nothing_is_counted_the_result_is_zero():
         alignment_error_rate(links, links, ~links),
         alignment_entropy(weights, never),
         alignment_entropy(np.zeros((B, T, S))),
+        pointing_accuracy(weights, np.zeros((B, T, 4), np.float32), GRID, PICTURE),
+        pointing_accuracy(weights, np.tile(np.float32([0, 0, 9, 9]), (B, T, 1)), GRID, PICTURE, never),
+        map_distance(weights, never),
     ]
     assert [float(result) for result in results] == [0.0] * len(results)
     # Without a reference symbol the divisor is one: what was written for nothing still counts.
@@ -155,6 +186,10 @@ def test_alignment_metrics_keep_their_bounds_and_do_not_feel_a_scale_or_padding(
     case = cases(seed)
     weights, spans = case["alignment_accuracy"][:2]
     assert 0 <= alignment_accuracy(weights, spans, MASK) <= 1
+    # The boxes of one row of cells are spans.
+    pointed = METRICS["pointing_accuracy"](*case["pointing_accuracy"])
+    np.testing.assert_allclose(pointed, alignment_accuracy(weights, spans, MASK))
+    assert 0 <= map_distance(weights, MASK) <= 1 + 1e-6
     np.testing.assert_allclose(
         alignment_accuracy(scale * weights, spans, MASK), alignment_accuracy(weights, spans, MASK)
     )
@@ -173,6 +208,8 @@ def cases(seed: int = 0) -> dict[str, tuple[np.ndarray, ...]]:
     lengths = random.integers(0, T + 1, B).astype(np.int32)
     weights = random.dirichlet(np.ones(S), (B, T)).astype(np.float32)
     spans = np.sort(random.integers(0, S + 1, (B, T, 2)), axis=-1)
+    start, end = spans[..., 0], spans[..., 1]
+    boxes = np.stack([0 * start, 2 * start, 3 * (end > start), 2 * end], -1)
     return {
         "token_accuracy": (predicted, targets, MASK),
         "sequence_accuracy": (predicted, targets, MASK),
@@ -181,6 +218,8 @@ def cases(seed: int = 0) -> dict[str, tuple[np.ndarray, ...]]:
         "alignment_accuracy": (weights, spans, MASK),
         "alignment_error_rate": tuple(random.random((3, B, T, S)) < 0.3),
         "alignment_entropy": (weights, MASK),
+        "pointing_accuracy": (weights, boxes.astype(np.float32), MASK),
+        "map_distance": (weights, MASK),
     }
 
 
@@ -194,8 +233,9 @@ METRICS = {
         alignment_accuracy,
         alignment_error_rate,
         alignment_entropy,
+        map_distance,
     )
-}
+} | {"pointing_accuracy": lambda weights, boxes, mask: pointing_accuracy(weights, boxes, GRID, PICTURE, mask)}
 
 
 @pytest.mark.parametrize("name", METRICS)

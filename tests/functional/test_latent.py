@@ -1,0 +1,76 @@
+"""The predictive distribution of a latent location, by hand and by force. (The rest of `latent` is in test_hard.)"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from jaxtyping import TypeCheckError
+from scipy.special import log_softmax, softmax
+
+from attention_zoo.functional import latent
+
+B, T, S, N = 2, 3, 5, 7
+RANDOM = np.random.default_rng(0)
+SCORES, LOGITS = RANDOM.normal(size=(B, T, S)), 2 * RANDOM.normal(size=(B, T, S, N))
+MASK = np.array([[True] * S, [True, False, True, True, False]])[:, None]
+WEIGHTS = softmax(np.where(MASK, SCORES, -np.inf), -1)
+
+
+def log_weights(scores=SCORES):
+    return latent.log_softmax(jnp.asarray(scores), MASK)
+
+
+def test_a_mixture_by_hand():
+    weights, chances = np.array([[0.25, 0.75]]), np.array([[[0.8, 0.1, 0.1], [0.2, 0.2, 0.6]]])
+    found = latent.mixture(jnp.log(weights), jnp.log(chances) + np.array([[[3.0], [-5.0]]]))
+    np.testing.assert_allclose(np.exp(found), [[0.35, 0.175, 0.475]], rtol=1e-5)
+    # Of the best one alone.
+    np.testing.assert_allclose(np.exp(latent.mixture(jnp.log(weights), jnp.log(chances), 1)), chances[:, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("best", [None, 1, 2, S, 11])
+def test_a_mixture_by_force(best, float64):
+    weights = WEIGHTS.copy()
+    if best is not None and best < S:
+        weights[weights < np.sort(weights, -1)[..., -best, None]] = 0
+    weights /= weights.sum(-1, keepdims=True)
+    expected = np.log(np.sum(weights[..., None] * softmax(LOGITS, -1), 2))
+    found = jax.jit(lambda logits: latent.mixture(log_weights(), logits, best))(LOGITS)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    np.testing.assert_allclose(jax.nn.logsumexp(found, -1), np.zeros((B, T)), atol=1e-12)
+    # The likelihood of a word is that of `marginal`.
+    one = latent.marginal(log_weights(), jnp.asarray(log_softmax(LOGITS, -1)[..., 4]), best)
+    np.testing.assert_allclose(found[..., 4], one, rtol=1e-12)
+
+
+def test_gradients_are_exact_and_reach_no_hidden_location(float64):
+    def mix(scores, logits):
+        return latent.mixture(log_weights(scores), logits)
+
+    check_grads(mix, (SCORES, LOGITS), 1, modes=["rev"], rtol=1e-6)
+    hidden = ~np.broadcast_to(MASK, SCORES.shape)
+    garbage = np.where(hidden, 1e9, SCORES), np.where(hidden[..., None], 1e5 * LOGITS, LOGITS)
+    total = jax.value_and_grad(lambda *inputs: jnp.sum(jnp.sin(mix(*inputs))), (0, 1))
+    (loss, gradients), (same, others) = total(*garbage), total(SCORES, LOGITS)
+    np.testing.assert_allclose(loss, same, rtol=1e-12)
+    for found, expected in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+        assert not np.asarray(found)[hidden].any() and np.abs(np.asarray(found)[~hidden]).min() > 0
+
+
+def test_vmap_more_axes_and_half_precision():
+    weights, logits = jnp.float32(log_weights()), jnp.float32(LOGITS)
+    expected = latent.mixture(weights, logits)
+    np.testing.assert_allclose(jax.vmap(latent.mixture)(weights, logits), expected, rtol=1e-6)
+    np.testing.assert_allclose(latent.mixture(weights[None], logits[None])[0], expected, rtol=1e-6)
+    half = latent.mixture(weights.astype(jnp.bfloat16), logits.astype(jnp.bfloat16))
+    assert half.dtype == expected.dtype == jnp.float32
+    np.testing.assert_allclose(half, expected, atol=0.05)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="k_best keeps at least 1 location; got 0"):
+        latent.mixture(log_weights(), jnp.asarray(LOGITS), 0)
+    with pytest.raises(TypeCheckError, match="logits"):
+        latent.mixture(log_weights(), jnp.asarray(LOGITS[:, :, 0]))
