@@ -14,6 +14,7 @@ import numpy as np
 
 from attention_zoo.functional import hard
 from attention_zoo.functional.alignment import Alignment, softmax
+from attention_zoo.functional.latent import log_softmax, marginal, variational_bound
 from attention_zoo.functional.relaxed import gumbel_softmax, straight_through
 from attention_zoo.training.objectives import Objective
 
@@ -108,7 +109,7 @@ def latent(params: Tree, batch: Tree) -> tuple[jax.Array, ...]:
         context = _read(softmax(scores), batch)
         guesses = _scores(params["inference"], params["words"][words], annotations)
         soft = _writing(params["writer"], state, context[:, None], words)[:, 0]
-        found.append((hard.log_softmax(scores), _writing(params["writer"], state, annotations, words), guesses, soft))
+        found.append((log_softmax(scores), _writing(params["writer"], state, annotations, words), guesses, soft))
         state = _next(params, state, context, words)
     return tuple(jnp.stack(parts, 1) for parts in zip(*found, strict=True))
 
@@ -234,12 +235,12 @@ def _rewards_of(look: Look) -> Baseline:
 
 
 def _marginal(params: Tree, batch: Tree, key: jax.Array) -> tuple[jax.Array, Tree]:
-    return -jnp.mean(hard.marginal(*latent(params, batch)[:2])), {}
+    return -jnp.mean(marginal(*latent(params, batch)[:2])), {}
 
 
 def _variational(params: Tree, batch: Tree, key: jax.Array) -> tuple[jax.Array, Tree]:
     log_weights, log_likelihoods, guesses, _ = latent(params, batch)
-    return -jnp.mean(hard.variational_bound(hard.log_softmax(guesses), log_weights, log_likelihoods)), {}
+    return -jnp.mean(variational_bound(log_softmax(guesses), log_weights, log_likelihoods)), {}
 
 
 def _sampled_variational(with_baseline: bool) -> Objective:
@@ -248,7 +249,7 @@ def _sampled_variational(with_baseline: bool) -> Objective:
         drawn = hard.sample_location(guesses, None, key)
         seen = jnp.sum(drawn.weights * log_likelihoods, -1)
         baseline = soft if with_baseline else jnp.zeros_like(soft)
-        log_q = hard.log_softmax(guesses)
+        log_q = log_softmax(guesses)
         return hard.sampled_variational_loss(log_q, log_weights, seen, drawn.log_prob, baseline), {}
 
     return objective

@@ -18,6 +18,8 @@ from attention_zoo.modules import ConvEncoder
 from attention_zoo.training import Experiment, UserError, optimizer
 from attention_zoo.training.captioning import captioning
 
+SMOOTH = ("soft", "gumbel_softmax", "straight_through")
+
 
 def experiment(
     folder: Path | None = None,
@@ -46,15 +48,17 @@ def experiment(
     Args:
         folder: the pictures, PNG or what else matplotlib reads.
         captions: lines of file name, tab, caption; `captions.tsv` in the folder unless told.
-        attention: what the context of a word is.
-        doubly_stochastic: lambda, what looking at some cells more than at others costs in all; for soft attention.
+        attention: what the context of a word is; "marginal" and "variational" write every word from every cell, which
+            takes much memory where the vocabulary is large.
+        doubly_stochastic: lambda, what looking at some cells more than at others costs in all; for attention that is
+            soft or relaxed.
         reduction: of that penalty over the cells of a picture.
         side: every picture is resized to so many pixels a side; the grid has an eighth of them.
         channels: 3 for colours, 1 for grey values.
         vocabulary_size: the most frequent words that are kept; all unless told.
         max_length: the longest caption that is kept, in words.
-        width: of the annotations.
-        units: of the LSTM.
+        width: of the annotations, a multiple of four.
+        units: of the LSTM; half as wide are the vectors of words.
         dropout: on embeddings and before the output layer.
         learning_rate: of Adam.
         batch_size: pictures a step.
@@ -74,14 +78,14 @@ def experiment(
         longest = None if max_length is None else max_length + 1
         data = image_captions(folder, captions, batch_size, max_target=longest, **read)
     encoder = ConvEncoder((width // 4, width // 2, width, width), (2, 2, 2, 1))
-    model = Captioner(data.target.size, encoder, attention, embedding=units // 2, units=units, dropout=dropout)
+    model = Captioner(data.target.size, encoder, attention, embedding=-(-units // 2), units=units, dropout=dropout)
     return captioning(
         "caption_files",
         model,
         data,
         optimizer=optimizer("adam", learning_rate, clip=5.0),
         steps=steps,
-        doubly_stochastic=doubly_stochastic if attention == "soft" else 0.0,
+        doubly_stochastic=doubly_stochastic if attention in SMOOTH else 0.0,
         reduction=reduction,
         tokenize="13a",
         best_metric=best_metric,

@@ -40,7 +40,7 @@ def experiment(
     batch_size: int = 64,
     steps: int = 8000,
     evaluate_every: int = 1000,
-    noise_every: int = 2000,
+    noise_every: int | None = 2000,
     dev_examples: int = 1000,
     test_examples: int = 2000,
     seed: int = 0,
@@ -52,8 +52,8 @@ def experiment(
         baseline: what a reward is compared with.
         samples: runs over each picture.
         coin: with what probability the expected context stands in for the samples.
-        coin_per: what a toss is for.
-        entropy: lambda, what an even attention is worth.
+        coin_per: whether it is tossed once a batch, as in the paper's code, or for each picture.
+        entropy: lambda, the weight of the entropy bonus.
         start_from: the work folder of a finished caption_soft of the same sizes, whose parameters are the first.
         source: scikit-learn's digits, or a TFDS data set of grey images such as mnist.
         canvas: side of the pictures, in pixels.
@@ -64,7 +64,7 @@ def experiment(
         batch_size: pictures a step.
         steps: how long to train.
         evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
-        noise_every: steps between measurements of the gradient's variance.
+        noise_every: steps between measurements of the gradient's variance; None for none.
         dev_examples: pictures in the dev split.
         test_examples: pictures in the test split.
         seed: of the parameters, of the samples and of the pictures.

@@ -15,7 +15,9 @@ from attention_zoo.data.vocabulary import END, SPECIALS
 
 NONE = -1  # the digit of a place that is not used
 OUTSIDE = -1_000_000  # where it is
-TRIES = 3_000  # before a canvas counts as too full
+TRIES = 3_000  # before digits count as too many for a canvas
+PIECE_TRIES = 300  # before there is no room for a piece of clutter beside the digits, which are then put elsewhere
+ROUNDS = 30  # of putting them elsewhere
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Layout:
         fewest, most = self.digits
         rules = {
             f"digits: the least number is at least 1 and the largest no less; got {self.digits}": 1 <= fewest <= most,
-            f"size is 4 to {self.canvas} pixels, the canvas; got {self.size}": 4 <= self.size <= self.canvas,
+            f"a digit is 4 to {self.canvas} pixels a side, the canvas; got {self.size}": 4 <= self.size <= self.canvas,
             f"clutter is at least 0 pieces; got {self.clutter}": self.clutter >= 0,
             f"piece is 1 to {self.size - 1} pixels, less than a digit; got {self.piece}": 1 <= self.piece < self.size,
             f"distort is at least 0 and below 1; got {self.distort}": 0 <= self.distort < 1,
@@ -52,8 +54,15 @@ class Layout:
         scenes["digit"] = np.where(np.arange(most) < used[:, None], rng.integers(images, size=(count, most)), NONE)
         scenes["way"] = random_ways(rng, (count, most), distort)
         scenes["piece"] = rng.integers(pieces, size=(count, self.clutter))
-        scenes["piece_place"] = scatter(rng, scenes["place"], self.size, self.clutter, self.piece, self.canvas)
-        return scenes
+        todo = np.arange(count)
+        for _ in range(ROUNDS):
+            rest = (self.size, self.clutter, self.piece, self.canvas)
+            scenes["piece_place"][todo], full = scatter(rng, scenes["place"][todo], *rest)
+            todo = todo[full]
+            if not len(todo):
+                return scenes
+            scenes["place"][todo] = place_digits(rng, used[todo], most, self.canvas, self.size)
+        raise ValueError(f"there is no room for clutter on a canvas of {self.canvas} pixels: take a larger one")
 
     def _type(self) -> list[Any]:
         most, clutter = self.digits[1], self.clutter
@@ -138,7 +147,7 @@ def place_digits(rng: np.random.Generator, used: np.ndarray, most: int, canvas: 
         clear = is_clear(fresh, used[todo], size)
         places[todo[clear]] = in_order(fresh[clear], used[todo[clear]], size)
         todo = todo[~clear]
-    raise ValueError(f"{most} digits of {size} pixels find no room on a canvas of {canvas}: take fewer or a larger one")
+    raise ValueError(f"{most} digits of {size} pixels find no room on a canvas of {canvas} pixels: take a larger one")
 
 
 def is_clear(places: np.ndarray, used: np.ndarray, size: int) -> np.ndarray:
@@ -163,7 +172,9 @@ def in_order(places: np.ndarray, used: np.ndarray, size: int) -> np.ndarray:
     return np.take_along_axis(places, order[..., None], axis=1)
 
 
-def scatter(rng: np.random.Generator, taken: np.ndarray, size: int, count: int, piece: int, canvas: int) -> np.ndarray:
+def scatter(
+    rng: np.random.Generator, taken: np.ndarray, size: int, count: int, piece: int, canvas: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Places (top, left) for pieces at least a pixel away from all digits: int `[n, count, 2]`.
 
     Among themselves pieces may overlap.
@@ -171,20 +182,20 @@ def scatter(rng: np.random.Generator, taken: np.ndarray, size: int, count: int, 
     Args:
         taken: int `[n, digits, 2]`, where digits of `size` pixels are, OUTSIDE where there is none.
 
-    Raises:
-        ValueError: the digits leave no room.
+    Returns:
+        the places, and bool `[n]`: for which canvases not all were found, since the digits leave no room.
     """
     places = np.zeros((len(taken), count, 2), np.int32)
     todo = np.ones((len(taken), count), bool)
-    for _ in range(TRIES):
+    for _ in range(PIECE_TRIES):
         row, _ = np.nonzero(todo)
         if not len(row):
-            return places
+            break
         fresh = rng.integers(canvas - piece + 1, size=(len(row), 2))
         apart = fresh[:, None] - taken[row]  # [m, digits, 2]
         places[todo] = fresh
         todo[todo] = ~((apart > size) | (apart < -piece)).any(-1).all(-1)
-    raise ValueError(f"there is no room for clutter on a canvas of {canvas} pixels: take fewer digits or a larger one")
+    return places, np.logical_or.reduce(todo, axis=1)
 
 
 @dataclass(frozen=True)

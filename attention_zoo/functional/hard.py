@@ -4,10 +4,10 @@ A word y is written after looking at location s, drawn with probability alpha_s.
 
 - the bound `E_alpha[log p(y | s)]` of Xu 2015, section 4.1, by samples: `score_function_loss` beside the likelihood of
   what was sampled, with one of the baselines below;
-- the likelihood itself, `log sum_s alpha_s p(y | s)`, where all locations can be enumerated: `marginal` (Deng 2018);
-- a tighter bound, with samples from an inference network q that has seen y: `variational_bound` (Deng 2018).
+- the likelihood itself, `log sum_s alpha_s p(y | s)`, where locations can be enumerated: `latent.marginal` (Deng 2018);
+- a tighter bound, with samples from an inference network q that has seen y: `latent.variational_bound` (Deng 2018).
 
-What is enumerated is defined in `latent`, and offered here too.
+What is enumerated is in `latent`.
 
 Baselines. Each is a function of rewards [K, ...] of K samples and gives one number a reward. They differ in variance
 alone: none depends on the sample that it is the baseline of, so that the estimate stays unbiased.
@@ -26,27 +26,9 @@ import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.alignment import Alignment
-from attention_zoo.functional.latent import k_best, kl_divergence, log_softmax, marginal, variational_bound
+from attention_zoo.functional.latent import kl_divergence
 from attention_zoo.functional.relaxed import largest, log_prob_and_entropy, perturbed
 from attention_zoo.notation import Array, Bool, Float, checked
-
-__all__ = [
-    "coin",
-    "entropy_loss",
-    "k_best",
-    "kl_divergence",
-    "learned_baseline_loss",
-    "leave_one_out",
-    "likeliest_location",
-    "log_softmax",
-    "marginal",
-    "moving_average",
-    "reward_to_go",
-    "sample_location",
-    "sampled_variational_loss",
-    "score_function_loss",
-    "variational_bound",
-]
 
 
 @checked

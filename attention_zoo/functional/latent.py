@@ -67,7 +67,7 @@ def mixture(
 
 @checked
 def k_best(log_weights: Float[Array, "*b T S"], count: int) -> tuple[Float[Array, "*b T k"], jax.Array]:
-    """The most probable locations [..., T, k], first the best, and their log-weights, which sum to one anew.
+    """The most probable locations [..., T, k], first the best, and the logarithms of weights that sum to one anew.
 
     Raises:
         ValueError: the count is below 1.

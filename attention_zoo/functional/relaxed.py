@@ -45,8 +45,9 @@ def straight_through(
     """Looks at one location, and is differentiated as if it looked at all: one-hot values with a soft gradient.
 
     Forward: exactly 1 at the largest `e + g`, 0 elsewhere. Backward: the gradient of `gumbel_softmax` with the same
-    noise g (straight-through Gumbel-softmax, Jang 2017, section 2.2). Without a key g is 0: no sample but the largest
-    score, with the gradient of `softmax(e / theta)`. Of equal scores the lower position is taken.
+    noise g (straight-through Gumbel-softmax, Jang 2017, section 2.2): a biased estimate for what is not linear in the
+    weights. Without a key g is 0: no sample but the largest score, with the gradient of `softmax(e / theta)`. Of equal
+    scores the lower position is taken.
 
     Arguments and results are otherwise those of `gumbel_softmax`.
     """
@@ -79,8 +80,8 @@ def log_prob_and_entropy(
     allowed = (wide > -jnp.inf) if mask is None else jnp.broadcast_to(mask, wide.shape) & (wide > -jnp.inf)
     lowest = jnp.finfo(wide.dtype).min
     filled = jnp.where(allowed, wide, lowest)
-    largest = jax.lax.stop_gradient(jnp.max(filled, axis=-1, keepdims=True, initial=lowest))
-    shifted = jnp.where(allowed, filled - largest, 0)
+    highest = jax.lax.stop_gradient(jnp.max(filled, axis=-1, keepdims=True, initial=lowest))
+    shifted = jnp.where(allowed, filled - highest, 0)
     total = jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True, where=allowed)
     log_probs = jnp.where(allowed, shifted - jnp.log(jnp.where(total == 0, 1, total)), 0)
     chosen = jax.lax.stop_gradient(weights) > 0

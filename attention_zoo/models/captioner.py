@@ -76,7 +76,7 @@ class Captioner(nn.Module):
     The first state comes from the mean annotation, by two layers.
 
     vocabulary: N. encoder: a module from pictures to annotations [B, rows, columns, V]; None where annotations
-        themselves are given in place of pictures.
+        themselves are given in place of pictures. It has a dtype of its own.
     attention: what the context is.
         "soft": the expectation.
         "hard": one location, sampled in training and the most probable one at inference.
@@ -109,8 +109,9 @@ class Captioner(nn.Module):
     def setup(self) -> None:
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention is one of {', '.join(ATTENTIONS)}; got {self.attention!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout lies in [0, 1); got {self.dropout}")
+        given = self.dropout, self.temperature, self.best
+        if not (0 <= self.dropout < 1 and self.temperature > 0 and (self.best is None or self.best >= 1)):
+            raise ValueError(f"dropout lies in [0, 1), temperature is above 0 and best at least 1; got {given}")
         self.embed = Embedding(self.vocabulary, self.embedding, dtype=self.dtype)
         self.score = Additive(self.attention_units, dtype=self.dtype)
         self.cell = RecurrentLayer(self.units, dtype=self.dtype)
@@ -197,17 +198,18 @@ class Captioner(nn.Module):
     def variational(
         self, cache: CaptionCache, tokens: Int[Array, "B T"], targets: Int[Array, "B T"], deterministic: bool = True
     ) -> Variational:
-        """What the evidence lower bound is made of, see `functional.hard.variational_bound`.
+        """What the evidence lower bound is made of, see `functional.latent.variational_bound`.
 
         The inference network is an additive score whose query is `[h_{t-1}; E y_t]`.
 
         Args:
             tokens: the caption shifted right. targets: the caption.
         """
-        steps, _ = self._run(cache, self._embedded(tokens, deterministic), None, deterministic)
+        embedded = self.drop(self.embed(tokens), deterministic=deterministic)
+        steps, _ = self._run(cache, embedded, None, deterministic)
         query = jnp.concatenate([steps.before, self.embed(targets)], -1)
         scores = self.posterior(query, self.posterior.remember(cache.memory.values))
-        logits = self._everywhere(steps, tokens, cache, deterministic)
+        logits = self._everywhere(steps, embedded, cache, deterministic)
         everywhere = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -1)
         wanted = jnp.broadcast_to(targets[..., None, None], (*everywhere.shape[:-1], 1))
         likelihoods = jnp.take_along_axis(everywhere, wanted, -1)[..., 0]
@@ -216,19 +218,16 @@ class Captioner(nn.Module):
     def _write(
         self, cache: CaptionCache, tokens: jax.Array, expected: jax.Array | None, deterministic: bool
     ) -> tuple[Writing, CaptionCache]:
-        embedded = self._embedded(tokens, deterministic)
+        embedded = self.drop(self.embed(tokens), deterministic=deterministic)
         steps, state = self._run(cache, embedded, expected, deterministic)
         log_weights = log_softmax(steps.scores, cache.memory.mask[:, None])
         if self.attention in LATENT:
-            everywhere = self._everywhere(steps, tokens, cache, deterministic)
+            everywhere = self._everywhere(steps, embedded, cache, deterministic)
             logits = mixture(log_weights, everywhere, self.best if deterministic else None)
         else:
             logits = self._deep(embedded + self.from_state(steps.hidden), steps.context, deterministic)
         values = self.value(jax.lax.stop_gradient(steps.before))[..., 0] if self.baseline else None
         return Writing(logits, steps.alignment, log_weights, values), cache._replace(state=state)
-
-    def _embedded(self, tokens: jax.Array, deterministic: bool) -> jax.Array:
-        return self.drop(self.embed(tokens), deterministic=deterministic)
 
     def _run(
         self, cache: CaptionCache, embedded: jax.Array, expected: jax.Array | None, deterministic: bool
@@ -254,9 +253,9 @@ class Captioner(nn.Module):
         deep = self.drop(jnp.tanh(features + self.from_context(context)), deterministic=deterministic)
         return self.output(deep)
 
-    def _everywhere(self, steps: _Steps, tokens: jax.Array, cache: CaptionCache, deterministic: bool) -> jax.Array:
+    def _everywhere(self, steps: _Steps, embedded: jax.Array, cache: CaptionCache, deterministic: bool) -> jax.Array:
         """The logits of every word at every location, [B, T, S, N]."""
-        features = self._embedded(tokens, deterministic) + self.from_state(steps.hidden)
+        features = embedded + self.from_state(steps.hidden)
         contexts = steps.gate[..., None] * self.from_context(cache.memory.values)[:, None]  # [B, T, S, E]
         deep = self.drop(jnp.tanh(features[:, :, None] + contexts), deterministic=deterministic)
         return self.output(deep)

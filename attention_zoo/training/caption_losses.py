@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional import hard
+from attention_zoo.functional import hard, latent
 from attention_zoo.functional.alignment_losses import doubly_stochastic_penalty
 from attention_zoo.functional.losses import cross_entropy
 from attention_zoo.functional.masks import within
@@ -84,8 +84,8 @@ def likelihood(model: Captioner, *, doubly_stochastic: float = 0.0, reduction: s
 def reinforce(model: Captioner, sampling: Sampling) -> Any:
     """Hard attention by samples: the likelihood of what was sampled, and the score-function loss of where (Xu 2015).
 
-    The reward of a location is the log-likelihood of the word and those after it. With a coin of 0 and no entropy
-    bonus the gradient is an unbiased estimate of that of the bound `E[sum_t log p(y_t | s)]`, a word.
+    The reward of a location is the log-likelihood of the word and those after it. With a coin of 0, a weight of 1 and
+    no entropy bonus the gradient is an unbiased estimate of that of the bound `E[sum_t log p(y_t | s)]`, a word.
 
     Returns:
         an objective with a carry, the moving average (a scalar that starts at 0, whichever baseline there is); its
@@ -151,10 +151,10 @@ def variational(model: Captioner, samples: int = 0) -> Objective:
         draw, other = jax.random.split(key)
         cache = _apply(model, params, other, batch["images"], deterministic=False, method="start")
         found = _apply(model, params, other, cache, inputs, targets, deterministic=False, method="variational")
-        log_q = hard.log_softmax(found.scores, cache.memory.mask[:, None])
+        log_q = latent.log_softmax(found.scores, cache.memory.mask[:, None])
         count = jnp.maximum(real.sum(), 1)
-        bound = jnp.sum(hard.variational_bound(log_q, found.log_weights, found.log_likelihoods), where=real) / count
-        divergence = jnp.sum(hard.kl_divergence(log_q, found.log_weights), where=real) / count
+        bound = jnp.sum(latent.variational_bound(log_q, found.log_weights, found.log_likelihoods), where=real) / count
+        divergence = jnp.sum(latent.kl_divergence(log_q, found.log_weights), where=real) / count
         metrics = {"loss": -bound, "divergence": divergence}
         if not samples:
             return -bound, metrics

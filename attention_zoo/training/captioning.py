@@ -58,8 +58,10 @@ class CaptionJudge:
             rows.append({name: values[batch["valid"]] for name, values in found.items()})
             if self.tokenize is not None:
                 hypotheses += [self.data.target.decode(row) for row in np.asarray(decoded.tokens)[batch["valid"]]]
-        scores = {} if self.tokenize is None else text_scores(hypotheses, self.data.references(split), self.tokenize)
-        return {**metrics(rows), **_looked(rows), **scores}
+        found = {**metrics(rows), **_looked(rows)}
+        if self.tokenize is None:
+            return found
+        return {**found, **text_scores(hypotheses, self.data.every_reference(split), self.tokenize)}
 
     def predict(self, params: Any, inputs: Sequence[str], beam_size: int = 1) -> Iterator[Prediction]:
         """One `Prediction` a picture's file, in order.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,20 @@ def metrics(rows: Sequence[Rows]) -> dict[str, float]:
     return found
 
 
-def text_scores(hypotheses: Sequence[str], references: Sequence[str], tokenize: str) -> dict[str, float | str]:
+def text_scores(
+    hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], tokenize: str
+) -> dict[str, float | str]:
     """Corpus BLEU and chrF as sacrebleu gives them, 0-100, each with its signature.
 
     Args:
+        references: of every row, one or several.
         tokenize: sacrebleu's name of the tokenisation for BLEU: "13a" for text, "none" for tokens joined by spaces.
     """
     found: dict[str, float | str] = {}
+    several = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
+    streams = [list(stream) for stream in zip_longest(*several)]  # None where a row has no more of them
     for name, score in (("bleu", BLEU(tokenize=tokenize)), ("chrf", CHRF())):
-        found[name] = score.corpus_score(list(hypotheses), [list(references)]).score
+        found[name] = score.corpus_score(list(hypotheses), streams).score
         found[f"{name}_signature"] = str(score.get_signature())
     return found
 

@@ -10,12 +10,13 @@ import jax
 
 from attention_zoo.figures import draw_curves, save
 from attention_zoo.training import Experiment, UserError, fit, make_mesh
+from attention_zoo.training.checkpoint import FOLDER as CHECKPOINTS
 from attention_zoo.training.sharding import check_batch_size
 from attention_zoo.training.step import carrying
 from experiments.commands.catalogue import function
 from experiments.commands.flags import check_numbers
 from experiments.commands.report import show
-from experiments.commands.workdir import check, claim
+from experiments.commands.workdir import check, claim, trained
 
 
 def train(name: str, folder: Path, flags: dict[str, Any]) -> int:
@@ -28,7 +29,8 @@ def train(name: str, folder: Path, flags: dict[str, Any]) -> int:
     build = function(name)
     check_numbers(build, flags)
     check(folder, name, flags)
-    experiment = build(**flags)
+    begun = (folder / CHECKPOINTS).is_dir() and any((folder / CHECKPOINTS).iterdir())
+    experiment = build(**(trained(flags) if begun else flags))
     for note in getattr(experiment.data, "notes", ()):
         print(note, file=sys.stderr)
     try_out(experiment)

@@ -13,6 +13,8 @@ from attention_zoo.training import Experiment, UserError, load_parameters
 from experiments.commands.catalogue import SAVED, function
 from experiments.commands.flags import from_json, to_json
 
+START = "start_from"  # the flag for a work folder whose parameters are the first
+
 
 def check(folder: Path, name: str, flags: dict[str, Any]) -> None:
     """Refuses a folder that this run cannot have, before anything is computed or written.
@@ -118,6 +120,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: it should hold the experiment's name and its flags as JSON.") from error
 
 
+def trained(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags of what is already trained: the run whose parameters it started from may be gone."""
+    return {**flags, START: None} if START in flags else flags
+
+
 def open_run(folder: Path, pairs: bool = True) -> tuple[Experiment, Any]:
     """The experiment of a work folder, built from its flags, and the parameters of its best checkpoint.
 
@@ -129,7 +136,7 @@ def open_run(folder: Path, pairs: bool = True) -> tuple[Experiment, Any]:
     """
     config = read_config(folder)
     build = function(config["experiment"])
-    flags = from_json(build, config["flags"])
+    flags = trained(from_json(build, config["flags"]))
     if not pairs and SAVED in inspect.signature(build).parameters:
         experiment = build(**flags, **{SAVED: folder})
     else:

@@ -127,7 +127,7 @@ def test_mnist_by_name():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"canvas": 19}, "size is 4 to 19 pixels, the canvas; got 20"),
+        ({"canvas": 19}, "a digit is 4 to 19 pixels a side, the canvas; got 20"),
         ({"piece": 20}, "piece is 1 to 19 pixels, less than a digit; got 20"),
         ({"train_examples": 0}, "train_examples is at least 1; got 0"),
         ({"canvas": 21}, "no room for clutter on a canvas of 21 pixels"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attention_zoo.data.scenes import OUTSIDE, in_order, is_clear, place_digits, scatter
+from attention_zoo.data.scenes import OUTSIDE, Layout, in_order, is_clear, place_digits, scatter
 
 
 def test_reading_order_by_hand():
@@ -59,7 +59,8 @@ def test_there_are_as_many_as_wanted_and_they_reach_the_border():
 
 def test_clutter_stays_a_pixel_away_from_the_digits():
     taken = place_digits(np.random.default_rng(0), np.full(23, 2), 3, 40, 8)
-    places = scatter(np.random.default_rng(1), taken, 8, 11, 5, 40)
+    places, full = scatter(np.random.default_rng(1), taken, 8, 11, 5, 40)
+    assert not full.any()
     assert places.shape == (23, 11, 2) and places.min() == 0 and places.max() == 35
     touching = 0
     for digits, pieces in zip(taken, places, strict=True):
@@ -72,7 +73,16 @@ def test_clutter_stays_a_pixel_away_from_the_digits():
 
 
 def test_full_canvases_are_one_sentence():
-    with pytest.raises(ValueError, match="2 digits of 8 pixels find no room on a canvas of 16: take fewer"):
+    with pytest.raises(ValueError, match="2 digits of 8 pixels find no room on a canvas of 16 pixels: take a larger"):
         place_digits(np.random.default_rng(0), np.array([1, 2]), 2, 16, 8)
-    with pytest.raises(ValueError, match="no room for clutter on a canvas of 13 pixels: take fewer digits"):
-        scatter(np.random.default_rng(0), np.array([[[2, 2]]]), 9, 1, 2, 13)
+    _, full = scatter(np.random.default_rng(0), np.array([[[2, 2]], [[0, 0]]]), 9, 1, 2, 13)
+    np.testing.assert_array_equal(full, [True, False])
+    with pytest.raises(ValueError, match="no room for clutter on a canvas of 10 pixels: take a larger one"):
+        Layout(10, (1, 1), 9, 1, 2, 0.0).draw(np.random.default_rng(0), 3, 1, 1, 0.0)
+
+
+def test_digits_that_leave_no_room_for_clutter_are_put_elsewhere():
+    # On 13 pixels a digit of 9 has room for a piece of 2 beside it in a corner, and not in the middle.
+    scenes = Layout(13, (1, 1), 9, 1, 2, 0.0).draw(np.random.default_rng(0), 211, 1, 1, 0.0)
+    _, full = scatter(np.random.default_rng(1), scenes["place"], 9, 1, 2, 13)
+    assert not full.any() and len(np.unique(scenes["place"], axis=0)) > 3

@@ -53,6 +53,7 @@ def experiment(
     looks: bool = True,
     mode: Literal["plain", "interrupted", "broken", "huge"] = "plain",
     text: Path | None = None,
+    start_from: Path | None = None,
     saved: Path | None = None,
 ) -> Experiment:
     """One number is fitted.
@@ -61,6 +62,8 @@ def experiment(
         rate: of the descent.
         looks: whether there is something to draw.
     """
+    if start_from is not None and not start_from.is_dir():
+        raise ValueError(f"there is no folder {start_from} to start from")
     if mode == "huge":
         raise ValueError("the number is too large")
 

@@ -44,6 +44,7 @@ def test_train_fills_the_work_folder(call, tmp_path, write):
         "looks": True,
         "mode": "plain",
         "text": str(tmp_path / "t"),
+        "start_from": None,
     }
     assert set(config) == {"experiment", "flags", "version", "data"}
     assert json.loads((folder / "summary.json").read_text())["steps"] == 5
@@ -101,6 +102,18 @@ def test_evaluate_prints_json(call, run):
     code, out, _ = call("evaluate", run, "--beam-size", "4")
     assert code == 0
     assert json.loads(out) == {"exact_match": pytest.approx(0.875), "beam_size": 4, "signature": "plain"}
+
+
+def test_what_a_run_started_from_may_be_gone_once_it_has_begun(call, tmp_path):
+    first, folder = tmp_path / "first", tmp_path / "run"
+    words = ["train", "shouting", "--start_from", first, "--workdir", folder]
+    assert call(*words)[0] == 2 and not folder.exists()
+    first.mkdir()
+    code, out, _ = call(*words)
+    first.rmdir()
+    (folder / "summary.json").unlink()
+    assert code == 0 and call(*words)[:2] == (0, out)
+    assert call("evaluate", folder)[0] == 0
 
 
 def test_evaluate_writes_only_the_lengths_that_the_run_is_compared_by(call, run, files, monkeypatch):

@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 from scipy.special import log_softmax
 from scipy.stats import chi2, entropy
 
-from attention_zoo.functional import hard
+from attention_zoo.functional import hard, latent
 from attention_zoo.functional.alignment import softmax
 from attention_zoo.training.step import KEYS
 
@@ -107,7 +107,8 @@ def test_the_likeliest_is_the_first_of_equals():
 
 def test_half_precision_stays_and_its_probabilities_are_wide():
     table = jnp.log(jnp.full((2, 3), 1 / 3, jnp.bfloat16))
-    for function in (hard.log_softmax, partial(hard.marginal, table), partial(hard.variational_bound, table, table)):
+    bound = partial(latent.variational_bound, table, table)
+    for function in (latent.log_softmax, partial(latent.marginal, table), bound):
         assert function(table).dtype == jnp.float32
     weights, log_prob, uncertainty = hard.sample_location(jnp.zeros((2, 3), jnp.bfloat16), None, jax.random.PRNGKey(0))
     assert weights.dtype == jnp.bfloat16 and log_prob.dtype == uncertainty.dtype == jnp.float32
@@ -185,7 +186,7 @@ def test_the_coin_refuses_what_it_does_not_know(options, said):
 def test_log_softmax_hides_and_is_even_where_there_is_nothing(hidden, float64):
     scores = np.where(MASK, random_scores().astype(np.float64) - 1e5, NAN if hidden == "mask" else -INF)
     mask = MASK if hidden == "mask" else None
-    found, pull_back = jax.vjp(lambda scores: hard.log_softmax(scores, mask), jnp.asarray(scores))
+    found, pull_back = jax.vjp(lambda scores: latent.log_softmax(scores, mask), jnp.asarray(scores))
     np.testing.assert_allclose(found[:, :2], log_softmax(np.where(MASK, scores, -INF)[:, :2], -1), rtol=1e-9)
     np.testing.assert_allclose(found[:, 2], -np.log(S))
     cotangents = np.random.default_rng(1).normal(size=scores.shape) * MASK
@@ -207,7 +208,7 @@ def tables() -> tuple[jax.Array, ...]:
 
 
 def exact_marginal(scores: jax.Array, likelihoods: jax.Array) -> jax.Array:
-    return hard.marginal(hard.log_softmax(scores, ALLOWED), likelihoods)
+    return latent.marginal(latent.log_softmax(scores, ALLOWED), likelihoods)
 
 
 def test_the_marginal_and_its_gradient_equal_brute_force(float64):
@@ -228,24 +229,25 @@ def test_the_marginal_and_its_gradient_equal_brute_force(float64):
 
 def test_k_best_by_hand():
     log_weights = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]]))
-    kept, where = hard.k_best(log_weights, 2)
+    kept, where = latent.k_best(log_weights, 2)
     np.testing.assert_array_equal(where, [[1, 3]])
     np.testing.assert_allclose(jnp.exp(kept), [[4 / 7, 3 / 7]], rtol=1e-6)
     given = jnp.array([[0.9, 0.5, 0.9, 0.1]])
-    np.testing.assert_allclose(jnp.exp(hard.marginal(log_weights, jnp.log(given), best=2)), [2.3 / 7], rtol=1e-5)
+    np.testing.assert_allclose(jnp.exp(latent.marginal(log_weights, jnp.log(given), best=2)), [2.3 / 7], rtol=1e-5)
     with pytest.raises(ValueError, match="at least 1 location; got 0"):
-        hard.marginal(log_weights, log_weights, best=0)
+        latent.marginal(log_weights, log_weights, best=0)
 
 
 def test_the_k_best_are_biased_and_leave_the_others_without_gradient(float64):
     _, scores, likelihoods = tables()
-    log_weights = hard.log_softmax(scores, ALLOWED)
-    exact = hard.marginal(log_weights, likelihoods)
-    by_count = {count: hard.marginal(log_weights, likelihoods, best=count) for count in (2, S, 99)}
+    log_weights = latent.log_softmax(scores, ALLOWED)
+    exact = latent.marginal(log_weights, likelihoods)
+    by_count = {count: latent.marginal(log_weights, likelihoods, best=count) for count in (2, S, 99)}
     assert abs(by_count[2] - exact)[0] > 0.01
     for whole in (S, 99):
         np.testing.assert_allclose(by_count[whole], exact, rtol=1e-12)
-    gradient = jax.grad(lambda scores: hard.marginal(hard.log_softmax(scores, ALLOWED), likelihoods, 2).sum())(scores)
+    two = lambda scores: latent.marginal(latent.log_softmax(scores, ALLOWED), likelihoods, 2).sum()  # noqa: E731
+    gradient = jax.grad(two)(scores)
     np.testing.assert_array_equal(np.sort(np.argsort(TABLE[1, 2])[-2:]), np.flatnonzero(gradient[2]))
     assert np.all(np.isfinite(gradient))
 
@@ -254,7 +256,7 @@ def test_the_bound_by_brute_force_and_its_gradient(float64):
     inference, scores, likelihoods = tables()
 
     def bound(inference: jax.Array, scores: jax.Array) -> jax.Array:
-        return hard.variational_bound(*(hard.log_softmax(e, ALLOWED) for e in (inference, scores)), likelihoods)
+        return latent.variational_bound(*(latent.log_softmax(e, ALLOWED) for e in (inference, scores)), likelihoods)
 
     q, chance = (np.where(ALLOWED, np.exp(e), 0) for e in TABLE[:2])
     q, chance = q / q.sum(-1, keepdims=True), chance / chance.sum(-1, keepdims=True)
@@ -268,30 +270,30 @@ def test_the_bound_by_brute_force_and_its_gradient(float64):
 
 def test_the_bound_is_below_the_marginal_and_meets_it_at_the_posterior(float64):
     inference, scores, likelihoods = tables()
-    log_weights = hard.log_softmax(scores, ALLOWED)
-    marginal = hard.marginal(log_weights, likelihoods)
-    for log_q in (hard.log_softmax(inference, ALLOWED), log_weights):
-        gap = marginal - hard.variational_bound(log_q, log_weights, likelihoods)
+    log_weights = latent.log_softmax(scores, ALLOWED)
+    marginal = latent.marginal(log_weights, likelihoods)
+    for log_q in (latent.log_softmax(inference, ALLOWED), log_weights):
+        gap = marginal - latent.variational_bound(log_q, log_weights, likelihoods)
         # A row with one location to look at leaves nothing to be wrong about.
         assert gap[0] > 0.01 and abs(gap[1]) < 1e-12 and gap[2] > 0.01
-    posterior = hard.log_softmax(log_weights + likelihoods, ALLOWED)
-    np.testing.assert_allclose(hard.variational_bound(posterior, log_weights, likelihoods), marginal, rtol=1e-12)
+    posterior = latent.log_softmax(log_weights + likelihoods, ALLOWED)
+    np.testing.assert_allclose(latent.variational_bound(posterior, log_weights, likelihoods), marginal, rtol=1e-12)
 
 
 def test_kl_divergence_by_hand():
     log_q, log_p = (jnp.log(jnp.array([row])) for row in ([0.5, 0.5, 0.0], [0.25, 0.5, 0.25]))
-    np.testing.assert_allclose(hard.kl_divergence(log_q, log_p), [0.5 * np.log(2)], rtol=1e-6)
-    assert hard.kl_divergence(log_p, log_q)[0] == INF
+    np.testing.assert_allclose(latent.kl_divergence(log_q, log_p), [0.5 * np.log(2)], rtol=1e-6)
+    assert latent.kl_divergence(log_p, log_q)[0] == INF
 
 
 def test_soft_hard_and_marginal_coincide_where_the_alignment_is_one_hot(float64):
     _, _, likelihoods = tables()
     scores = jnp.where(jnp.eye(T, S, 2) > 0, 0.0, -INF)
-    log_weights = hard.log_softmax(scores)
+    log_weights = latent.log_softmax(scores)
     drawn = hard.sample_location(scores, None, jax.random.key(0))
     np.testing.assert_array_equal(drawn.weights, softmax(scores))
     np.testing.assert_array_equal(drawn.weights, hard.likeliest_location(scores).weights)
     assert not np.any(drawn.log_prob) and not np.any(drawn.entropy)
     seen = jnp.diagonal(likelihoods, 2)
-    np.testing.assert_allclose(hard.marginal(log_weights, likelihoods), seen)
-    np.testing.assert_allclose(hard.variational_bound(log_weights, log_weights, likelihoods), seen)
+    np.testing.assert_allclose(latent.marginal(log_weights, likelihoods), seen)
+    np.testing.assert_allclose(latent.variational_bound(log_weights, log_weights, likelihoods), seen)

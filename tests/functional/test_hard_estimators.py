@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention_zoo.functional import hard
+from attention_zoo.functional import hard, latent
 from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.relaxed import gumbel_softmax, straight_through
 from attention_zoo.training.step import KEYS
@@ -241,7 +241,7 @@ def test_relaxed_samples_trade_bias_for_variance(align, truth, found, float64):
 
 def variational(p: dict[str, jax.Array], key: jax.Array, baseline: float = -2.0, prior: bool = False) -> jax.Array:
     """The sampled loss of locations that nothing later depends on; the last step is padding."""
-    log_q, log_weights = (hard.log_softmax(p[name], chain.MASK) for name in ("inference", "prior"))
+    log_q, log_weights = (latent.log_softmax(p[name], chain.MASK) for name in ("inference", "prior"))
     drawn = hard.sample_location(p["prior" if prior else "inference"], chain.MASK, key)
     likelihood = jnp.sum(drawn.weights * jax.nn.log_sigmoid(p["likelihood"]), -1)
     return hard.sampled_variational_loss(log_q, log_weights, likelihood, drawn.log_prob, baseline, COUNTED)
@@ -256,8 +256,8 @@ def test_the_sampled_variational_loss_is_unbiased_of_the_enumerated_one(float64)
 
     @jax.jit
     def enumerated(p: dict[str, jax.Array]) -> jax.Array:
-        log_q, log_weights = (hard.log_softmax(p[name], chain.MASK) for name in ("inference", "prior"))
-        bound = hard.variational_bound(log_q, log_weights, jax.nn.log_sigmoid(p["likelihood"]))
+        log_q, log_weights = (latent.log_softmax(p[name], chain.MASK) for name in ("inference", "prior"))
+        bound = latent.variational_bound(log_q, log_weights, jax.nn.log_sigmoid(p["likelihood"]))
         return -jnp.mean(bound, where=COUNTED)
 
     truth = chain.flat(jax.grad(enumerated)(p))

@@ -133,6 +133,12 @@ def test_text_scores_carry_their_signature(params):
     assert 0 < found["chrf"] < 100
 
 
+def test_any_of_several_references_will_do():
+    references = [["9 9 9 9 9", "1 2 3 4 5"], ["6 7 8 9"]]
+    assert text_scores(["1 2 3 4 5", "6 7 8 9"], references, "none")["bleu"] == pytest.approx(100)
+    assert text_scores(["1 2 3 4 5", "6 7 8 9"], [rows[0] for rows in references], "none")["bleu"] < 60
+
+
 def test_perfect_text_scores_are_a_hundred():
     found = text_scores(["1 2 3 4 5", "6 7 8 9"], ["1 2 3 4 5", "6 7 8 9"], "none")
     assert found["bleu"] == pytest.approx(100)
