@@ -1,6 +1,7 @@
 """How noisy a gradient estimator is: its variance and signal-to-noise ratio, at any moment of any run."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -53,34 +54,23 @@ def gradient_noise(
     """
     if samples < 2:
         raise ValueError(f"a variance needs at least 2 gradients; got {samples}")
-    differentiate = jax.grad(carrying(objective), has_aux=True)
 
-    def add(state: tuple[Any, Any], turn: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
-        # Welford's update, which loses no digits where the variance is far below the square of the mean.
-        (mean, spread), (number, drawn) = state, turn
-        away = jax.tree.map(jnp.subtract, _wide(differentiate(params, batch, drawn, carry)[0]), mean)
-        mean = jax.tree.map(lambda old, step: old + step / (number + 1), mean, away)
-        more = {name: square * (number / (number + 1)) for name, square in _squares(away).items()}
-        return (mean, jax.tree.map(jnp.add, spread, more)), None
+    def add(sums: _Sums, turn: tuple[jax.Array, jax.Array]) -> tuple[_Sums, None]:
+        return _add(objective, sums, params, batch, *turn, carry), None
 
-    zeros = jax.tree.map(jnp.zeros_like, _wide(params))
     turns = jnp.arange(samples), jax.random.split(key, samples)
-    (mean, spread), _ = jax.lax.scan(add, (zeros, _squares(zeros)), turns)
-    means = _squares(mean)
-    return {name: _noise(means[name], spread[name] / (samples - 1), samples) for name in means}
+    return _noise(jax.lax.scan(add, _nothing(params), turns)[0], samples)
 
 
 class NoiseMeter:
     """Measures the gradient noise of a run every `noise_every` steps, from keys that training does not use."""
 
     def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
-        self._every, samples = experiment.noise_every, experiment.noise_samples
-
-        def measure(state: TrainState, batch: Mapping[str, Any]) -> dict[str, GradientNoise]:
-            key = jax.random.fold_in(state.key, samples)
-            return gradient_noise(experiment.objective, state.params, batch, key, samples, state.carry)
-
-        self._measure = jax.jit(measure, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._every, self._samples = experiment.noise_every, experiment.noise_samples
+        everywhere: Any = {"out_shardings": NamedSharding(mesh, PartitionSpec())}
+        self._add = jax.jit(partial(_add, experiment.objective), donate_argnums=0, **everywhere)
+        self._nothing = jax.jit(_nothing, **everywhere)
+        self._noise = jax.jit(partial(_noise, samples=self._samples))
 
     def due(self, step: int) -> bool:
         """Whether the gradient of this step is to be measured; steps count from 1."""
@@ -88,12 +78,49 @@ class NoiseMeter:
 
     def __call__(self, state: TrainState, batch: Mapping[str, Any]) -> dict[str, GradientNoise]:
         """The noise, on the host, of the gradient that a step from this state on this batch would use."""
-        return jax.device_get(self._measure(state, batch))
+        sums = self._nothing(state.params)
+        # One call a gradient, not one loop inside a call, where XLA:CPU runs convolutions by a slow path.
+        for number, key in enumerate(jax.random.split(jax.random.fold_in(state.key, self._samples), self._samples)):
+            sums = self._add(sums, state.params, batch, jnp.int32(number), key, state.carry)
+        return jax.device_get(self._noise(sums))
 
 
-def _noise(square: jax.Array, variance: jax.Array, samples: int) -> GradientNoise:
-    signal = jnp.maximum(square - variance / samples, 0)
-    return GradientNoise(signal, variance, jnp.where(signal > 0, signal / variance, 0))
+class _Sums(NamedTuple):
+    """The mean gradient so far, and of each group the sum of squares around it."""
+
+    mean: Any
+    spread: dict[str, jax.Array]
+
+
+def _nothing(params: Any) -> _Sums:
+    zeros = jax.tree.map(jnp.zeros_like, _wide(params))
+    return _Sums(zeros, _squares(zeros))
+
+
+def _add(
+    objective: AnyObjective,
+    sums: _Sums,
+    params: Any,
+    batch: Mapping[str, Any],
+    number: jax.Array,
+    key: jax.Array,
+    carry: Any,
+) -> _Sums:
+    """Welford's update, which loses no digits where the variance is far below the square of the mean."""
+    gradient, _ = jax.grad(carrying(objective), has_aux=True)(params, batch, key, carry)
+    away = jax.tree.map(jnp.subtract, _wide(gradient), sums.mean)
+    mean = jax.tree.map(lambda old, step: old + step / (number + 1), sums.mean, away)
+    more = {name: square * (number / (number + 1)) for name, square in _squares(away).items()}
+    return _Sums(mean, jax.tree.map(jnp.add, sums.spread, more))
+
+
+def _noise(sums: _Sums, samples: int) -> dict[str, GradientNoise]:
+    found = {}
+    for name, square in _squares(sums.mean).items():
+        variance = sums.spread[name] / (samples - 1)
+        signal = jnp.maximum(square - variance / samples, 0)
+        found[name] = GradientNoise(signal, variance, jnp.where(signal > 0, signal / variance, 0))
+    return found
 
 
 def _squares(tree: Any) -> dict[str, jax.Array]:
