@@ -91,7 +91,12 @@ class RecurrentAttention(nn.Module):
             std: of the Gaussian in each direction, in halves of the image's side; what is drawn beyond the border is
                 moved to it.
             rollouts: K; the images themselves are not repeated.
+
+        Raises:
+            ValueError: there is no rollout.
         """
+        if rollouts < 1:
+            raise ValueError(f"RecurrentAttention: rollouts is at least 1; got {rollouts}")
         images = jnp.asarray(images)
         given, noise = self._draws(deterministic, len(images), rollouts)
         state = self.core.zeros(given.shape[1:2], self.dtype or images.dtype)

@@ -96,5 +96,5 @@ def test_the_table_of_large_canvases_is_a_benchmarks():
     for row in steps:
         name = row["implementation"].replace("attention_zoo", "glimpses")
         figures = f"{row['median_ms']:.0f} ms | {row['flops'] / 1e9:.2f} | {row['temporary_bytes'] / 1e6:.0f} MB"
-        assert (f"| {row['side']} | {name} | {figures} |" in page) == (row["side"] in (64, 256, 1024))
+        assert f"| {row['side']} | {name} | {figures} |" in page
     assert len({row["flops"] for row in steps if row["implementation"] == "attention_zoo"}) == 1
