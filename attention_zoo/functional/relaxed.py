@@ -18,8 +18,8 @@ def gumbel_softmax(
     """A relaxed sample of one location a row, `softmax((e + g) / theta)` with Gumbel noise g (Jang 2017, eq. 2).
 
     The largest weight falls on s with probability softmax(e)_s, at any temperature; as theta -> 0 the row becomes
-    one-hot, an exact sample (the Concrete distribution, Maddison 2017). The gradient by the scores is biased, towards that
-    of spread weights; at lower temperatures less so, and noisier.
+    one-hot, an exact sample (the Concrete distribution, Maddison 2017). The gradient by the scores is biased, as
+    that of spread weights is; at lower temperatures less so, and noisier.
 
     Args:
         scores, mask: as in `alignment.softmax`.
