@@ -90,7 +90,7 @@ def test_metrics_of_all_rows_and_only_of_those(judge):
         target=WORDS,
         max_target=4,
         split=lambda name: [batch] if name == "test" else [],
-        references=lambda name: ["one two", "six one two", "two one"],
+        every_reference=lambda name: [["one two"], ["six one two"], ["two one"]],
     )
     for tokenize in (None, "none"):
         again = CaptionJudge(judge.model, data, tokenize)
