@@ -222,7 +222,7 @@ def test_a_band_and_half_a_square_are_less_work():
 
     whole = products()
     assert whole == 2 * 2 * 1024 * 1024 * 8
-    assert products(causal=True) == whole * 5 / 8
+    assert products(causal=True) == whole * 9 / 16
     assert products(window=(20, 44)) == whole * 128 / 1024
 
 
