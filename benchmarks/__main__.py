@@ -1,24 +1,23 @@
 """Side-by-side measurements against named peers.
 
-`python -m benchmarks [NAME ...] [--sizes paper] [--json FILE] [--figure FILE]`
+`python -m benchmarks [NAME ...] [--sizes paper] [--dtype float32] [--peers A,B] [--json FILE] [--figure FILE]`
 """
 
 import json
 import sys
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
-from rich.table import Table
 
 from attention_zoo.figures import FORMATS, draw_variance, save
 from attention_zoo.training.errors import UserError
 from attention_zoo.training.machine import device, versions
 from benchmarks import additive, attention, glimpse_large, hard, seq2seq
-from benchmarks.harness import Row, print_table
+from benchmarks.harness import FEWEST, Row, show
+from benchmarks.peers import asked, bring, known
 from benchmarks.roofs import roofs
 
 BENCHMARKS: dict[str, ModuleType] = {
@@ -30,12 +29,15 @@ BENCHMARKS: dict[str, ModuleType] = {
 }
 DRAWN = {"glimpse_large": glimpse_large.draw, "hard": lambda rows: draw_variance([asdict(row) for row in rows])}
 SIZES = ("small", "paper", "long")
+DTYPES = ("float32", "bfloat16")
 
 
 def run(
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     sizes: str = "paper,long",
     repetitions: int = 15,
+    dtype: str = "float32",
+    peers: Annotated[str | None, tyro.conf.arg(metavar="NAME,...")] = None,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
 ) -> None:
@@ -44,7 +46,9 @@ def run(
     Args:
         names: benchmarks to run, or `list` to name them; all of them by default.
         sizes: small, paper, long, or several with commas between; a benchmark that lacks one says so.
-        repetitions: interleaved repetitions of each contestant.
+        repetitions: interleaved repetitions of each contestant; 6 at least for a confidence interval.
+        dtype: of the inputs, float32 or bfloat16; a benchmark that lacks it says so.
+        peers: who is compared with attention_zoo, with commas between; by default all that can be imported.
         json_file: also write device, versions, roofs and rows there.
         figure: also draw the costs of `glimpse_large` or the estimators of `hard` there, a .png, .pdf or .svg file.
     """
@@ -52,22 +56,19 @@ def run(
         for name, benchmark in BENCHMARKS.items():
             print(f"{name}  {(benchmark.__doc__ or '').splitlines()[0]}")
         return
-    chosen = [_known(name, tuple(BENCHMARKS), "benchmark") for name in names or BENCHMARKS]
-    wanted = [_known(size, SIZES, "size") for size in sizes.split(",")]
+    chosen = [known(name, BENCHMARKS, "benchmark") for name in names or BENCHMARKS]
+    wanted = [known(size, SIZES, "size") for size in sizes.split(",")]
+    known(dtype, DTYPES, "dtype")
+    compared = asked(peers, {name: BENCHMARKS[name].PEERS for name in chosen})
     if repetitions < 1:
         raise UserError(f"--repetitions is at least 1; got {repetitions}")
     if json_file is not None and not json_file.parent.is_dir():
         raise UserError(f"{json_file} cannot be written: there is no folder {json_file.parent}")
     if figure is not None:
         _check_figure(figure, chosen, wanted)
-    rows: list[Row] = []
-    for name in chosen:
-        for size in wanted:
-            if size not in BENCHMARKS[name].SIZES:
-                print(f"{name} has no size {size}: left out", file=sys.stderr)
-                continue
-            print(f"{name}, {size} ...", file=sys.stderr)
-            rows += BENCHMARKS[name].benchmark(size, repetitions)
+    if repetitions < FEWEST:
+        print(f"below {FEWEST} repetitions a median has no 95 % interval: it stays empty", file=sys.stderr)
+    rows = _measure(chosen, wanted, repetitions, dtype, compared)
     estimators = [row for row in rows if isinstance(row, hard.EstimatorRow)]
     show([row for row in rows if not isinstance(row, hard.EstimatorRow)])
     hard.show(estimators)
@@ -79,24 +80,26 @@ def run(
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def show(rows: list[Row]) -> None:
-    """A table of the rows; the ratio is the time of the row's implementation over attention_zoo's."""
-    if not rows:
-        return
-    table = Table("benchmark", "case", "implementation", "ms", "quartiles", "temporaries", "compile", "ratio", "95 %")
-    for row in rows:
-        table.add_row(
-            row.benchmark,
-            f"{row.case}\n{row.direction}",
-            row.implementation,
-            f"{row.median_ms:.1f}",
-            f"{row.low_ms:.1f} - {row.high_ms:.1f}",
-            f"{row.temporary_bytes / 1e6:.1f} MB",
-            f"{row.compile_s:.1f} s",
-            f"{row.ratio:.2f}",
-            f"{row.ratio_low:.2f} - {row.ratio_high:.2f}",
-        )
-    print_table(table)
+def _measure(names: list[str], sizes: list[str], repetitions: int, dtype: str, peers: list[str] | None) -> list[Row]:
+    """All rows; what a benchmark lacks, and who cannot be imported, is said once."""
+    there = bring({peer: load for name in names for peer, load in BENCHMARKS[name].PEERS.items()}, peers)
+    rows: list[Row] = []
+    for name in names:
+        benchmark = BENCHMARKS[name]
+        if dtype not in benchmark.TOLERANCES:
+            print(f"{name} has no choice of dtype, only {', '.join(benchmark.TOLERANCES)}: left out", file=sys.stderr)
+            continue
+        if peers is not None and not benchmark.PEERS:
+            print(f"{name} has no peers to choose from: all of it runs", file=sys.stderr)
+        options: dict[str, Any] = {"peers": tuple(there)} if benchmark.PEERS else {}
+        options |= {"dtype": dtype} if len(benchmark.TOLERANCES) > 1 else {}
+        for size in sizes:
+            if size not in benchmark.SIZES:
+                print(f"{name} has no size {size}: left out", file=sys.stderr)
+                continue
+            print(f"{name}, {size}, {dtype} ...", file=sys.stderr)
+            rows += benchmark.benchmark(size, repetitions, **options)
+    return rows
 
 
 def _check_figure(figure: Path, names: list[str], sizes: list[str]) -> None:
@@ -105,14 +108,6 @@ def _check_figure(figure: Path, names: list[str], sizes: list[str]) -> None:
         raise UserError(f"--figure draws one of {', '.join(DRAWN)}, at a size that it has; name one benchmark of them")
     if figure.suffix.lower() not in FORMATS:
         raise UserError(f"{figure} cannot be drawn: its name must end in {', '.join(FORMATS)}")
-
-
-def _known(name: str, names: tuple[str, ...], kind: str) -> str:
-    if name not in names:
-        near = get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}."
-        raise UserError(f"there is no {kind} {name!r}; {hint}")
-    return name
 
 
 def main(arguments: list[str] | None = None) -> int:

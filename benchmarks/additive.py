@@ -1,13 +1,15 @@
 """How fast and how large is additive attention over whole sequences, against the plain formula with autodiff?
 
-Forward and gradient by queries, keys, values and energy, all float32, nothing masked. Plain JAX is
+Forward and gradient by queries, keys, values and energy, in float32 or bfloat16, nothing masked. Plain JAX is
 `tanh(q + k) @ v -> softmax -> einsum`; Keras's AdditiveAttention (on its JAX backend) takes part where it can be
-imported. All have the same arguments and must give the same context and gradients.
+imported. All have the same arguments and must give the same context and gradients before anything is timed
+(`TOLERANCES`, relative to the largest value). In bfloat16 the peers also sum in it: on a CPU Keras's gradient of the
+energy is not equal at "paper", and `--peers "plain JAX"` leaves it out.
 """
 
 import os
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,8 +18,12 @@ import numpy as np
 
 from attention_zoo.functional.additive_attention import additive_attention
 from benchmarks.harness import Contestant, Row, compare
+from benchmarks.peers import OURS, Peers, bring, check_guest, known
 
 SIZES = {"small": (2, 7, 5, 11), "paper": (32, 50, 50, 256), "long": (16, 256, 256, 256)}
+# The energy's gradient sums B T S terms that cancel; summed in one go, as the peers do, it loses digits. In bfloat16,
+# whose steps are 2^-7, so does that of the queries.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 8 * 2.0**-7}
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -28,20 +34,49 @@ def plain(queries: jax.Array, keys: jax.Array, values: jax.Array, energy: jax.Ar
     return jnp.einsum("bts,bsv->btv", jax.nn.softmax(scores), values)
 
 
-def benchmark(size: str = "paper", repetitions: int = 15) -> list[Row]:
-    """One row each for attention_zoo and the peers: forward and gradient."""
-    batch, steps, source, width = SIZES[size]
+def benchmark(
+    size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None, dtype: str = "float32"
+) -> list[Row]:
+    """One row each for attention_zoo and the peers, by default all: forward and gradient."""
+    return _measure({OURS: additive_attention, **bring(PEERS, peers)}, size, repetitions, dtype)
+
+
+def contest(
+    name: str,
+    attention: Attention,
+    size: str = "paper",
+    repetitions: int = 15,
+    *,
+    peers: Collection[str] | None = None,
+    dtype: str = "float32",
+) -> list[Row]:
+    """The benchmark with one contestant more, a function of your own.
+
+    Args:
+        name: what its row is called.
+        attention: `(queries [B, T, D], keys [B, S, D], values [B, S, V], energy [D]) -> context [B, T, V]`, in JAX.
+        peers: who else takes part beside attention_zoo; by default all that can be imported.
+
+    Raises:
+        UserError: its context or gradients differ from attention_zoo's; or there is no such size or dtype, or the
+            name is taken.
+    """
+    check_guest(name, PEERS)
+    entrants = {OURS: additive_attention, **bring(PEERS, peers), name: attention}
+    return _measure(entrants, size, repetitions, dtype)
+
+
+def _measure(entrants: dict[str, Attention], size: str, repetitions: int, dtype: str) -> list[Row]:
+    batch, steps, source, width = SIZES[known(size, SIZES, "size")]
+    tolerance = TOLERANCES[known(dtype, TOLERANCES, "dtype")]
     generator = np.random.default_rng(0)
     shapes = (batch, steps, width), (batch, source, width), (batch, source, width), (width,), (batch, steps, width)
-    *arguments, cotangents = (jnp.float32(generator.normal(size=shape)) for shape in shapes)
+    *arguments, cotangents = (jnp.asarray(generator.normal(size=shape), dtype) for shape in shapes)
     arguments[3] = arguments[3] * width**-0.5
-    peers: dict[str, Attention] = {"attention_zoo": additive_attention, "plain JAX": plain}
-    if (keras := _keras(width)) is not None:
-        peers["keras"] = keras
-    contestants = [Contestant(name, _work(attention), (arguments, cotangents)) for name, attention in peers.items()]
-    # The energy's gradient sums B T S terms that cancel; summed in one go, as the peers do, it loses digits.
+    contestants = [Contestant(name, _work(attention), (arguments, cotangents)) for name, attention in entrants.items()]
     case = f"B{batch} T{steps} S{source} D{width}"
-    return compare("additive", case, "forward+gradient", contestants, tolerance=1e-4, repetitions=repetitions)
+    timed = partial(compare, tolerance=tolerance, repetitions=repetitions, dtype=dtype)
+    return timed("additive", case, "forward+gradient", contestants)
 
 
 def _work(attention: Attention) -> Callable[..., Any]:
@@ -52,19 +87,21 @@ def _work(attention: Attention) -> Callable[..., Any]:
     return work
 
 
-def _keras(width: int) -> Attention | None:
-    """Keras's layer as a function of its arguments; None where there is no Keras, or one with another backend."""
-    if find_spec("keras") is None:
-        return None
+def _keras() -> Attention:
+    """Keras's layer as a function of its arguments; ImportError where there is none, or one with another backend."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
     import keras
 
     if keras.config.backend() != "jax":
-        return None
-    layer = keras.layers.AdditiveAttention()
-    layer.build([(None, None, width)] * 3)
+        raise ImportError(f"its backend is {keras.config.backend()}; set KERAS_BACKEND=jax")
 
     def attention(queries: jax.Array, keys: jax.Array, values: jax.Array, energy: jax.Array) -> jax.Array:
+        with jax.ensure_compile_time_eval():
+            layer = keras.layers.AdditiveAttention(dtype=str(queries.dtype))
+            layer.build([queries.shape, values.shape, keys.shape])
         return layer.stateless_call([energy], [], [queries, values, keys])[0]
 
     return attention
+
+
+PEERS: Peers = {"plain JAX": lambda: plain, "keras": _keras}

@@ -7,7 +7,7 @@ temporaries are the compiler's; the canvases themselves are not among the tempor
 the glimpse model's on the same canvases.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,11 +26,13 @@ from attention_zoo.training.classification import class_loss
 from attention_zoo.training.glimpses import hybrid_loss
 from attention_zoo.training.step import TrainState, train_step
 from benchmarks.harness import Contestant, Row, compare
+from benchmarks.peers import OURS, Peers, bring
 
 # Canvases a batch, their sides, and the glimpses: how many, of which size at how many scales.
 SIZES = {"small": (2, (16, 32), (2, 3, 2)), "paper": (4, (64, 128, 256, 512, 1024), (6, 12, 3))}
+TOLERANCES = {"float32": 0.0}  # Three models, three answers: there is nothing to compare.
 CLASSES = 10
-OURS = {"attention_zoo": "glimpses"}
+DRAWN = {OURS: "glimpses"}
 NAMES = {"forward": "inference", "forward+gradient": "training step"}
 
 
@@ -53,15 +55,17 @@ class Pooled(nn.Module):
         return (Dense(self.classes)(self.encoder(images).mean((1, 2))),)
 
 
-def benchmark(size: str = "paper", repetitions: int = 15) -> list[Row]:
+PEERS: Peers = {
+    "small convolutional network": lambda: Pooled(ConvEncoder((16, 32, 64), (2, 2, 2))),
+    "captioner's encoder": lambda: Pooled(ConvEncoder()),
+}
+
+
+def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
     """Rows of every side, both directions and all models; the glimpse model is the first of each."""
     canvases, sides, (glimpses, patch, scales) = SIZES[size]
     looking = RecurrentAttention(CLASSES, glimpses=glimpses, size=patch, scales=scales)
-    models: dict[str, nn.Module] = {
-        "attention_zoo": looking,
-        "small convolutional network": Pooled(ConvEncoder((16, 32, 64), (2, 2, 2))),
-        "captioner's encoder": Pooled(ConvEncoder()),
-    }
+    models: dict[str, nn.Module] = {OURS: looking, **bring(PEERS, peers)}
     rows: list[Row] = []
     for side in sides:
         generator = np.random.default_rng(0)
@@ -69,11 +73,11 @@ def benchmark(size: str = "paper", repetitions: int = 15) -> list[Row]:
         batch = {"images": images, "labels": jnp.int32(generator.integers(CLASSES, size=canvases))}
         case = f"B{canvases} {side} x {side}"
         for direction, prepare in (("forward", _inference), ("forward+gradient", _training)):
-            # Three models, three answers: there is nothing to compare.
             contestants = [
                 Contestant(name, *prepare(model, batch), compared=lambda given: 0.0) for name, model in models.items()
             ]
-            timed = compare("glimpse_large", case, direction, contestants, tolerance=0.0, repetitions=repetitions)
+            tolerance = TOLERANCES["float32"]
+            timed = compare("glimpse_large", case, direction, contestants, tolerance=tolerance, repetitions=repetitions)
             rows += [GlimpseRow(**asdict(row), side=side) for row in timed]
     return rows
 
@@ -82,7 +86,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     """Time, temporaries and operations against the side of the canvas."""
     named = ({**asdict(row), "direction": NAMES[row.direction]} for row in rows)
     return draw_cost(
-        [{**row, "implementation": OURS.get(row["implementation"], row["implementation"])} for row in named]
+        [{**row, "implementation": DRAWN.get(row["implementation"], row["implementation"])} for row in named]
     )
 
 

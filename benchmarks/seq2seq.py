@@ -6,7 +6,7 @@ attention inside the scan, and optax's cross-entropy; both have the same weights
 the same norm of the gradient.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from operator import itemgetter
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from flax import linen as nn
 from attention_zoo.functional.masks import within
 from attention_zoo.models import Seq2Seq, seq2seq
 from benchmarks.harness import Contestant, Row, compare
+from benchmarks.peers import OURS, Peers, bring
 
 SIZES = {
     "small": {
@@ -37,6 +38,8 @@ SIZES = {
     "paper": {"batch": 64, "steps": 30, "fields": {}},
 }
 
+TOLERANCES = {"float32": 1e-5}
+PEERS: Peers = {"flax.linen": lambda: {"flax.linen": True, "flax.linen, output layer after the scan": False}}
 FIELDS = ("source_vocabulary", "target_vocabulary", "embedding", "encoder_units", "decoder_units")
 
 
@@ -96,19 +99,20 @@ class PlainTranslator(nn.Module):
         return PlainReadout(sizes.decoder_units, sizes.target_vocabulary)(outputs)
 
 
-def benchmark(size: str = "paper", repetitions: int = 15) -> list[Row]:
+def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
     """One row each for attention_zoo and the peer: forward, gradient and an Adam update."""
     setting = SIZES[size]
     model = seq2seq("translator", **setting["fields"])
     batch = _batch(model, setting["batch"], setting["steps"])
     params = jax.jit(model.init)(jax.random.key(0), *batch[:3])["params"]
     optimizer = optax.adam(1e-3)
-    contestants = [_contestant("attention_zoo", partial(_our_loss, model), params, optimizer, batch)]
-    for name, in_scan in (("flax.linen", True), ("flax.linen, output layer after the scan", False)):
+    contestants = [_contestant(OURS, partial(_our_loss, model), params, optimizer, batch)]
+    for name, in_scan in bring(PEERS, peers).get("flax.linen", {}).items():
         plain = PlainTranslator({field: getattr(model, field) for field in FIELDS}, in_scan)
         contestants.append(_contestant(name, partial(_plain_loss, plain), to_plain(params, in_scan), optimizer, batch))
     case = f"B{setting['batch']} S{setting['steps']} T{setting['steps']} N{model.target_vocabulary}"
-    return compare("seq2seq", case, "forward+gradient", contestants, tolerance=1e-5, repetitions=repetitions)
+    tolerance = TOLERANCES["float32"]
+    return compare("seq2seq", case, "forward+gradient", contestants, tolerance=tolerance, repetitions=repetitions)
 
 
 def _batch(model: Seq2Seq, size: int, steps: int) -> tuple[jax.Array, ...]:

@@ -1,6 +1,7 @@
 """The benchmark command on its smallest sizes, and the harness's promise: equal results or no timing."""
 
 import json
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,8 @@ from benchmarks.__main__ import main
 from benchmarks.harness import Contestant, compare, median_with_interval
 
 ROW = {
-    "benchmark", "case", "direction", "implementation", "median_ms", "low_ms", "high_ms", "temporary_bytes", "flops",
-    "error_vs_reference", "ratio",
+    "benchmark", "case", "direction", "dtype", "implementation", "median_ms", "low_ms", "high_ms", "temporary_bytes",
+    "flops", "error_vs_reference", "ratio", "ratio_low", "ratio_high",
 }  # fmt: skip
 
 
@@ -23,7 +24,9 @@ def test_seq2seq_agrees_with_flax_and_writes_its_rows(tmp_path, capsys):
     names = [row["implementation"] for row in result["rows"]]
     assert names == ["attention_zoo", "flax.linen", "flax.linen, output layer after the scan"]
     assert all(row.keys() >= ROW for row in result["rows"]) and min(result["roofs"].values()) > 0
-    assert "flax.linen" in capsys.readouterr().out
+    assert {(row["dtype"], row["ratio_low"], row["ratio_high"]) for row in result["rows"]} == {("float32", None, None)}
+    captured = capsys.readouterr()
+    assert "flax.linen" in captured.out and "below 6 repetitions a median has no 95 % interval" in captured.err
 
 
 def test_list_names_every_benchmark(capsys):
@@ -43,6 +46,7 @@ def test_a_size_that_a_benchmark_lacks_is_left_out_and_said(capsys):
     [
         (["seq2sec"], "error: there is no benchmark 'seq2sec'; did you mean 'seq2seq'?"),
         (["--sizes", "huge"], "error: there is no size 'huge'; there are small, paper, long."),
+        (["--dtype", "float16"], "error: there is no dtype 'float16'; there are float32, bfloat16."),
         (["--repetitions", "0"], "error: --repetitions is at least 1; got 0"),
         (["--json", "missing/result.json"], "error: missing/result.json cannot be written: there is no folder missing"),
     ],
@@ -62,3 +66,15 @@ def test_different_results_are_not_timed():
 def test_interval_of_a_median_holds_the_middle_of_the_order():
     median, low, high = median_with_interval(np.random.default_rng(0).permutation(101).astype(float))
     assert (median, low, high) == (50, 40, 61)
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 8, 11, 15, 16, 37])
+def test_an_interval_called_95_percent_holds_the_median_that_often(count):
+    """So many of `count` values lie below the true median as of tosses of a coin come up heads."""
+    median, low, high = median_with_interval(np.arange(float(count)))
+    assert median == (count - 1) / 2
+    if count < 6:
+        assert low is None and high is None and 1 - 2 * 0.5**count < 0.95
+    else:
+        inside = sum(math.comb(count, below) for below in range(int(low) + 1, int(high) + 1))
+        assert inside / 2**count >= 0.95
