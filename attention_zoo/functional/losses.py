@@ -47,6 +47,17 @@ def cross_entropy(
 
 
 @checked
+def log_likelihood(logits: Float[Array, "*b N"], targets: Int[Array, "*b"]) -> Float[Array, "*b"]:
+    """`log p(y)` of every target [...] under logits [..., N], in nats; in float32 at least.
+
+    >>> log_likelihood(jnp.zeros((1, 4)), jnp.array([3]))
+    Array([-1.3862944], dtype=float32)
+    """
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return jnp.take_along_axis(jax.nn.log_softmax(wide, -1), targets[..., None], axis=-1)[..., 0]
+
+
+@checked
 def projected_cross_entropy(
     features: Float[Array, "B T D"],
     kernel: Float[Array, "D N"],

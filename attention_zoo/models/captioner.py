@@ -13,6 +13,7 @@ from attention_zoo.functional.attend import read
 from attention_zoo.functional.hard import likeliest_location, sample_location
 from attention_zoo.functional.latent import log_softmax, mixture
 from attention_zoo.functional.loop import scan
+from attention_zoo.functional.losses import log_likelihood
 from attention_zoo.functional.recurrent import LSTMState
 from attention_zoo.functional.relaxed import gumbel_softmax, straight_through
 from attention_zoo.modules.alignment import NOISE
@@ -210,9 +211,7 @@ class Captioner(nn.Module):
         query = jnp.concatenate([steps.before, self.embed(targets)], -1)
         scores = self.posterior(query, self.posterior.remember(cache.memory.values))
         logits = self._everywhere(steps, embedded, cache, deterministic)
-        everywhere = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -1)
-        wanted = jnp.broadcast_to(targets[..., None, None], (*everywhere.shape[:-1], 1))
-        likelihoods = jnp.take_along_axis(everywhere, wanted, -1)[..., 0]
+        likelihoods = log_likelihood(logits, jnp.broadcast_to(targets[..., None], logits.shape[:-1]))
         return Variational(scores, log_softmax(steps.scores, cache.memory.mask[:, None]), likelihoods)
 
     def _write(

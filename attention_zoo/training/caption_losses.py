@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from attention_zoo.functional import hard, latent
 from attention_zoo.functional.alignment_losses import doubly_stochastic_penalty
-from attention_zoo.functional.losses import cross_entropy
+from attention_zoo.functional.losses import cross_entropy, log_likelihood
 from attention_zoo.functional.masks import within
 from attention_zoo.functional.metrics import token_accuracy
 from attention_zoo.models.captioner import Captioner, Writing
@@ -215,17 +215,12 @@ def _broadcast(leaf: jax.Array, samples: int) -> jax.Array:
     return jnp.broadcast_to(leaf, (samples, *leaf.shape))
 
 
-def _log_likelihoods(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -1)
-    return jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
-
-
 def _runs(
     model: Captioner, params: Any, key: jax.Array, cache: Any, captions: _Captions, expected: jax.Array, samples: int
 ) -> _Runs:
     cache, captions, expected = (_tiled(tree, samples) for tree in (cache, captions, expected))
     found: Writing = _apply(model, params, key, cache, captions.inputs, expected, method="write")
-    log_likelihoods = _log_likelihoods(found.logits, captions.targets)
+    log_likelihoods = log_likelihood(found.logits, captions.targets)
     choice: Any = found.alignment
     return _Runs(
         log_likelihoods,
@@ -241,14 +236,15 @@ def _runs(
 
 def _baseline(sampling: Sampling, runs: _Runs, carry: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The baselines [K B, T] that follow from the runs themselves, and the next moving average."""
-    rewards, values = runs.rewards, runs.values
+    rewards = runs.rewards
     if sampling.baseline == "leave_one_out":
         by_sample = rewards.reshape(sampling.samples, -1, rewards.shape[-1])
         return hard.leave_one_out(by_sample).reshape(rewards.shape), carry
     if sampling.baseline == "moving_average":
         return hard.moving_average(rewards, carry, runs.chosen)
-    if sampling.baseline == "learned" and values is not None:
-        return jax.lax.stop_gradient(values), carry
+    if sampling.baseline == "learned":
+        assert runs.values is not None  # `reinforce` has seen to it
+        return jax.lax.stop_gradient(runs.values), carry
     return jnp.zeros_like(rewards), carry
 
 
@@ -256,5 +252,5 @@ def _other_run(model: Captioner, params: Any, cache: Any, captions: _Captions, s
     """The rewards [K B, T] of a run without samples: with expected contexts, or with the most probable locations."""
     expected = jnp.full(len(captions.inputs), sampling.baseline == "soft")
     run: Any = model.apply({"params": params}, cache, captions.inputs, expected, True, method="write")
-    rewards = hard.reward_to_go(_log_likelihoods(run.logits, captions.targets), captions.real)
+    rewards = hard.reward_to_go(log_likelihood(run.logits, captions.targets), captions.real)
     return _tiled(jax.lax.stop_gradient(rewards), sampling.samples)

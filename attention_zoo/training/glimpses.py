@@ -13,6 +13,7 @@ import optax
 
 from attention_zoo.figures import draw_glimpses, save
 from attention_zoo.functional.hard import learned_baseline_loss, leave_one_out, reward_to_go, score_function_loss
+from attention_zoo.functional.losses import log_likelihood
 from attention_zoo.functional.retina import to_pixels
 from attention_zoo.models.glimpse import Glimpses, RecurrentAttention
 from attention_zoo.notation import Array, Float, Int, checked
@@ -98,9 +99,7 @@ def annealed(step: Int[Array, ""], steps: int, std: tuple[float, float]) -> Floa
 @checked
 def log_likelihoods(logits: Float[Array, "B T N"], labels: Int[Array, " B"]) -> Float[Array, "B T"]:
     """`log p(y)` of the true class after every glimpse, in nats; in float32 at least."""
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    classes = jnp.broadcast_to(labels[:, None], wide.shape[:2])
-    return -optax.softmax_cross_entropy_with_integer_labels(wide, classes)
+    return log_likelihood(logits, jnp.broadcast_to(labels[:, None], logits.shape[:2]))
 
 
 @checked
