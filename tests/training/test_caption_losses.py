@@ -120,6 +120,16 @@ def test_the_moving_average_is_of_what_was_sampled(per):
     assert seen == ({0, B} if per == "batch" else seen) and len(seen) > 1
 
 
+def test_the_entropy_bonus_is_the_mean_entropy_of_real_words():
+    plain, with_bonus = (
+        quick(reinforce(captioner("hard"), Sampling(2, coin=0.0, entropy=weight)))(drawn(), BATCH, KEY, NOTHING)
+        for weight in (0.0, 0.3)
+    )
+    entropy = with_bonus[1][0]["entropy"]
+    assert entropy > 0.1
+    close(with_bonus[0], plain[0] - 0.3 * entropy, rtol=1e-5)
+
+
 def test_what_padding_holds_changes_nothing():
     """Nor does a row of filler, whatever its picture is."""
     models = {kind: captioner(kind, baseline=kind == "hard") for kind in ("marginal", "hard", "variational")}
