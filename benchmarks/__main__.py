@@ -16,9 +16,10 @@ from attention_zoo.figures import FORMATS, draw_variance, save
 from attention_zoo.training.errors import UserError
 from attention_zoo.training.machine import device, versions
 from benchmarks import additive, attention, glimpse_large, hard, seq2seq
-from benchmarks.harness import FEWEST, Row, show
+from benchmarks.harness import FEWEST
+from benchmarks.machine import roofs
 from benchmarks.peers import asked, bring, known
-from benchmarks.roofs import roofs
+from benchmarks.rows import Row, show
 
 BENCHMARKS: dict[str, ModuleType] = {
     "additive": additive,
@@ -76,7 +77,8 @@ def run(
         name = next(name for name in chosen if name in DRAWN)
         save(DRAWN[name]([row for row in rows if row.benchmark == name]), figure)
     if json_file is not None:
-        result = {"device": device(), "versions": versions(), "roofs": roofs(), "rows": [asdict(row) for row in rows]}
+        result = {"device": device(), "versions": versions(), "roofs": roofs(dtype)}
+        result |= {"rows": [asdict(row) for row in rows]}
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

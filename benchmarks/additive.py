@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_zoo.functional.additive_attention import additive_attention
-from benchmarks.harness import Contestant, Row, compare
+from benchmarks.harness import Contestant, compare
 from benchmarks.peers import OURS, Peers, bring, check_guest, known
+from benchmarks.rows import Row
 
 SIZES = {"small": (2, 7, 5, 11), "paper": (32, 50, 50, 256), "long": (16, 256, 256, 256)}
 # The energy's gradient sums B T S terms that cancel; summed in one go, as the peers do, it loses digits. In bfloat16,
@@ -76,7 +77,8 @@ def _measure(entrants: dict[str, Attention], size: str, repetitions: int, dtype:
     contestants = [Contestant(name, _work(attention), (arguments, cotangents)) for name, attention in entrants.items()]
     case = f"B{batch} T{steps} S{source} D{width}"
     timed = partial(compare, tolerance=tolerance, repetitions=repetitions, dtype=dtype)
-    return timed("additive", case, "forward+gradient", contestants)
+    needs = {"tanh_g_per_s": batch * steps * source * width}
+    return timed("additive", case, "forward+gradient", contestants, needs=needs)
 
 
 def _work(attention: Attention) -> Callable[..., Any]:

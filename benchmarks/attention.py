@@ -20,8 +20,9 @@ from flax import linen as nn
 
 from attention_zoo.functional import masks
 from attention_zoo.functional.dot_product import dot_product_attention
-from benchmarks.harness import Contestant, Row, compare
+from benchmarks.harness import Contestant, compare
 from benchmarks.peers import OURS, Peers, bring, check_guest, known
+from benchmarks.rows import Row
 
 SIZES = {"small": (2, 3, 37, 8), "paper": (8, 8, 512, 64), "long": (1, 8, 4096, 64)}  # B, H, T, D
 CASES = ("plain", "causal", "masked")
@@ -82,16 +83,19 @@ def _measure(
     arrays = tuple(jnp.asarray(normal(size=(batch, heads, steps, width)), dtype) for _ in range(4))
     timed = partial(compare, tolerance=tolerance, repetitions=repetitions, dtype=dtype)
     placed = {1: arrays, 2: tuple(jnp.swapaxes(array, 1, 2) for array in arrays)}
+    product = 2 * batch * heads * steps**2 * width
     rows = []
     for case in cases:
         options = _options(known(case, CASES, "case"), batch, steps)
+        pairs = 0.5 if case == "causal" else 1.0
         name = f"B{batch} H{heads} T{steps} D{width} {case}"
-        for direction, work in (("forward", _forward), ("forward+gradient", _gradient)):
+        for direction, work, products in (("forward", _forward, 2), ("forward+gradient", _gradient, 6)):
             contestants = [
                 Contestant(entrant, partial(work, partial(attention, **options)), placed[axis], partial(_leading, axis))
                 for entrant, (attention, axis) in entrants.items()
             ]
-            rows += timed("attention", name, direction, contestants)
+            needs = {"matmul_gflops": pairs * products * product}
+            rows += timed("attention", name, direction, contestants, needs=needs)
     return rows
 
 

@@ -25,8 +25,9 @@ from attention_zoo.modules.vision import ConvEncoder
 from attention_zoo.training.classification import class_loss
 from attention_zoo.training.glimpses import hybrid_loss
 from attention_zoo.training.step import TrainState, train_step
-from benchmarks.harness import Contestant, Row, compare
+from benchmarks.harness import Contestant, compare
 from benchmarks.peers import OURS, Peers, bring
+from benchmarks.rows import Row
 
 # Canvases a batch, their sides, and the glimpses: how many, of which size at how many scales.
 SIZES = {"small": (2, (16, 32), (2, 3, 2)), "paper": (4, (64, 128, 256, 512, 1024), (6, 12, 3))}
@@ -36,7 +37,7 @@ DRAWN = {OURS: "glimpses"}
 NAMES = {"forward": "inference", "forward+gradient": "training step"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GlimpseRow(Row):
     """A measured model; `side`: of the canvas, in pixels."""
 

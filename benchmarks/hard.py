@@ -18,8 +18,9 @@ from jax.flatten_util import ravel_pytree
 from rich.table import Table
 
 from benchmarks.estimators import ESTIMATORS, EXACT, expected_rewards, model
-from benchmarks.harness import Contestant, Row, compare, print_table
+from benchmarks.harness import Contestant, compare
 from benchmarks.peers import Peers
+from benchmarks.rows import Row, print_table
 
 # Rows B, words T, locations S; the gradients drawn of each estimator; and the rows that a gradient is timed with.
 SIZES = {"small": (2, 2, 3, 400, 2), "paper": (4, 3, 6, 20_000, 256)}
@@ -30,7 +31,7 @@ _CHUNK = 400
 _Z99, _ROUNDING = 2.575829, 1e-5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EstimatorRow(Row):
     """A measured estimator.
 

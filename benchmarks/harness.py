@@ -1,6 +1,5 @@
 """Side-by-side timing: equal results first, then interleaved repetitions and ratios with their spread."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,58 +7,27 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from attention_zoo.training.errors import UserError
+from benchmarks.machine import Needs, peak, seconds, under_roof
+from benchmarks.rows import Row
 
 FEWEST = 6  # repetitions that a 95 % confidence interval of a median needs
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One implementation of a benchmark's work, as a JAX function and its own arguments.
+    """One implementation of a benchmark's work: a JAX function, or any other to be called as it is, and its arguments.
 
-    `compared(work(*arguments))` must equal what the other contestants give; all of it by default.
+    `compared(work(*arguments))`, arrays, must equal what the other contestants give; all of it by default. `jitted`:
+    it is compiled first.
     """
 
     implementation: str
     work: Callable[..., Any]
     arguments: tuple[Any, ...]
     compared: Callable[[Any], Any] = lambda result: result
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured line, as `--json` writes it.
-
-    `median_ms`, `low_ms`, `high_ms`: median and quartiles. `ratio`: this implementation's time over
-    attention_zoo's, pair by pair (above 1 = attention_zoo is faster), with its 95 % confidence interval; None where
-    there are too few repetitions for one. `dtype`: of the inputs.
-    """
-
-    benchmark: str
-    case: str
-    direction: str
-    dtype: str
-    implementation: str
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    compile_s: float
-    temporary_bytes: int
-    flops: float
-    error_vs_reference: float
-    ratio: float
-    ratio_low: float | None
-    ratio_high: float | None
-
-    @property
-    def interval(self) -> str:
-        """The confidence interval of the ratio, to be read; nothing where there is none."""
-        if self.ratio_low is None or self.ratio_high is None:
-            return ""
-        return f"{self.ratio_low:.2f} - {self.ratio_high:.2f}"
+    jitted: bool = True
 
 
 def compare(
@@ -71,8 +39,12 @@ def compare(
     tolerance: float,
     repetitions: int = 15,
     dtype: str = "float32",
+    needs: Needs | None = None,
 ) -> list[Row]:
     """Compiles all, checks that they agree with the first (attention_zoo), and times them in turn: A B A B ...
+
+    `needs`: what the work needs of the machine's roofs, whoever does it: operations of matrix products, bytes that
+    have to be read and written, evaluations of tanh.
 
     Raises:
         UserError: a result differs from the first by more than `tolerance`, relative to its largest value;
@@ -90,12 +62,32 @@ def compare(
     rounds = [[1e3 * seconds(run, one.arguments) for run, one in zip(compiled, contestants, strict=True)]
               for _ in range(1 + repetitions)]  # fmt: skip
     times = np.array(rounds[1:])  # the first round warms up
+    roof, least = under_roof(needs or {}, dtype)
     rows = []
     for number, one in enumerate(contestants):
-        cost = (round(compile_s[number], 2), *_cost(compiled[number]), errors[number])
-        quartiles = np.quantile(times[:, number], [0.5, 0.25, 0.75]).round(2).tolist()
-        ratios = median_with_interval(times[:, number] / times[:, 0])
-        rows.append(Row(benchmark, case, direction, dtype, one.implementation, *quartiles, *cost, *ratios))
+        median, low, high = np.quantile(times[:, number], [0.5, 0.25, 0.75]).round(2).tolist()
+        ratio, ratio_low, ratio_high = median_with_interval(times[:, number] / times[:, 0])
+        rows.append(
+            Row(
+                benchmark=benchmark,
+                case=case,
+                direction=direction,
+                dtype=dtype,
+                implementation=one.implementation,
+                median_ms=median,
+                low_ms=low,
+                high_ms=high,
+                compile_s=round(compile_s[number], 2),
+                peak_bytes=peak(compiled[number], one.arguments),
+                **_cost(compiled[number]),
+                roof=roof,
+                roof_fraction=None if roof is None else round(1e3 * least / float(np.median(times[:, number])), 3),
+                error_vs_reference=errors[number],
+                ratio=ratio,
+                ratio_low=ratio_low,
+                ratio_high=ratio_high,
+            )
+        )
     return rows
 
 
@@ -115,42 +107,15 @@ def median_with_interval(values: np.ndarray) -> tuple[float, float | None, float
     return median, round(float(ordered[low]), 3), round(float(ordered[high]), 3)
 
 
-def show(rows: Sequence[Row]) -> None:
-    """Prints a table of the rows; the ratio is the time of the row's implementation over attention_zoo's."""
-    if not rows:
-        return
-    table = Table("benchmark", "case", "implementation", "ms", "quartiles", "temporaries", "compile", "ratio", "95 %")
-    for row in rows:
-        table.add_row(
-            row.benchmark,
-            f"{row.case}\n{row.direction}, {row.dtype}",
-            row.implementation,
-            f"{row.median_ms:.1f}",
-            f"{row.low_ms:.1f} - {row.high_ms:.1f}",
-            f"{row.temporary_bytes / 1e6:.1f} MB",
-            f"{row.compile_s:.1f} s",
-            f"{row.ratio:.2f}",
-            row.interval,
-        )
-    print_table(table)
-
-
-def print_table(table: Table) -> None:
-    """Prints a table as wide as the terminal, or as it needs to be in a file."""
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def seconds(run: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
-    """The time of one call, until its results are there."""
-    began = time.perf_counter()
-    jax.block_until_ready(run(*arguments))
-    return time.perf_counter() - began
-
-
 def _compile(contestant: Contestant) -> tuple[Any, float]:
+    """What to call, and the seconds of JAX's compilation, or of the first call of another."""
     began = time.perf_counter()
-    compiled = jax.jit(contestant.work).lower(*contestant.arguments).compile()
-    return compiled, time.perf_counter() - began
+    if contestant.jitted:
+        run = jax.jit(contestant.work).lower(*contestant.arguments).compile()
+    else:
+        run = contestant.work
+        run(*contestant.arguments)
+    return run, time.perf_counter() - began
 
 
 def _error(result: Any, reference: Any) -> float:
@@ -163,6 +128,13 @@ def _error(result: Any, reference: Any) -> float:
     return max(jax.tree.leaves(jax.tree.map(one, result, reference)))
 
 
-def _cost(compiled: Any) -> tuple[int, float]:
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    return int(memory.temp_size_in_bytes), float((cost or {}).get("flops", float("nan")))
+def _cost(compiled: Any) -> dict[str, Any]:
+    """What the compiler tells; nothing of what JAX did not compile."""
+    if not hasattr(compiled, "memory_analysis"):
+        return {}
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    return {
+        "temporary_bytes": int(memory.temp_size_in_bytes),
+        "flops": cost.get("flops"),
+        "bytes_accessed": cost.get("bytes accessed"),
+    }

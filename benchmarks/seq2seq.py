@@ -20,8 +20,9 @@ from flax import linen as nn
 
 from attention_zoo.functional.masks import within
 from attention_zoo.models import Seq2Seq, seq2seq
-from benchmarks.harness import Contestant, Row, compare
+from benchmarks.harness import Contestant, compare
 from benchmarks.peers import OURS, Peers, bring
+from benchmarks.rows import Row
 
 SIZES = {
     "small": {

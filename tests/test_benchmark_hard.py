@@ -77,7 +77,7 @@ def test_the_noise_is_that_of_the_meter_and_numpy(small):
 
 def test_the_command_writes_rows_and_draws_them(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hard, "ESTIMATORS", {name: ESTIMATORS[name] for name in CHOSEN})
-    monkeypatch.setattr(command, "roofs", lambda: {})
+    monkeypatch.setattr(command, "roofs", lambda dtype: {})
     files = {"--json": tmp_path / "rows.json", "--figure": tmp_path / "variance.png"}
     given = [str(part) for pair in files.items() for part in pair]
     assert main(["hard", "--sizes", "small", "--repetitions", "1", *given]) == 0

@@ -15,10 +15,10 @@ SMALL = ("--sizes", "small", "--repetitions", "1")
 # The lines of README.md.
 OWN = """
 from jax.nn import softmax
-from benchmarks import attention, harness
+from benchmarks import attention, rows
 def mine(queries, keys, values):  # [B, H, T, D]
     return softmax(queries @ keys.mT * queries.shape[-1] ** -0.5) @ values
-harness.show(attention.contest("mine", mine, size="small", cases=["plain"]))
+rows.show(attention.contest("mine", mine, size="small", cases=["plain"]))
 """
 
 
@@ -30,7 +30,7 @@ def bare(monkeypatch):
 
 
 def test_only_the_named_peers_stay_and_a_missing_one_is_named(bare, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(command, "roofs", lambda: {})
+    monkeypatch.setattr(command, "roofs", lambda dtype: {})
     file = tmp_path / "rows.json"
     given = ["additive", *SMALL, "--dtype", "bfloat16", "--json", str(file)]
     assert main([*given, "--peers", "keras"]) == 0
