@@ -88,15 +88,17 @@ class RecurrentAttention(nn.Module):
         Args:
             deterministic: look at the means, from the centre on; else draw, from the rng stream "alignment". Random
                 locations are drawn in any case, from a fixed key where there is no such stream.
-            std: of the Gaussian in each direction, in halves of the image's side; what is drawn beyond the border is
-                moved to it.
+            std: of the Gaussian in each direction, above 0, in halves of the image's side; what is drawn beyond the
+                border is moved to it.
             rollouts: K; the images themselves are not repeated.
 
         Raises:
-            ValueError: there is no rollout.
+            ValueError: there is no rollout, or a standard deviation of 0 or less (a traced one is not looked at).
         """
         if rollouts < 1:
             raise ValueError(f"RecurrentAttention: rollouts is at least 1; got {rollouts}")
+        if isinstance(std, float) and std <= 0:
+            raise ValueError(f"RecurrentAttention: std is above 0; got {std}")
         images = jnp.asarray(images)
         given, noise = self._draws(deterministic, len(images), rollouts)
         state = self.core.zeros(given.shape[1:2], self.dtype or images.dtype)

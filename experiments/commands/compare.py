@@ -54,7 +54,10 @@ def read_lengths(folder: Path) -> Run:
     read_config(folder)
     path = folder / "lengths.json"
     if not path.exists():
-        raise UserError(f"{folder} holds no lengths.json yet: python -m experiments evaluate {folder} writes it.")
+        raise UserError(
+            f"{folder} holds no lengths.json: python -m experiments evaluate {folder} writes it for a run that "
+            "translates; others have no source whose length they could be compared by."
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return np.array(found["source_length"], np.int32), np.array(found["correct"], bool)

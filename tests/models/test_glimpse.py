@@ -169,3 +169,8 @@ def test_an_exported_model_says_the_same(params):
 def test_unknown_fields_are_refused(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         jax.eval_shape(RecurrentAttention(**{**FIELDS, **fields}).init, jax.random.key(0), IMAGES)
+
+
+def test_a_gaussian_without_width_is_refused(params):
+    with pytest.raises(ValueError, match=r"std is above 0; got 0\.0"):
+        MODEL.apply({"params": params}, IMAGES, False, 0.0, rngs={"alignment": jax.random.key(0)})
