@@ -1,34 +1,46 @@
 """Side-by-side measurements against named peers.
 
-`python -m benchmarks [NAME ...] [--sizes paper] [--dtype float32] [--peers A,B] [--json FILE] [--figure FILE]`
+`python -m benchmarks [NAME ...] [--sizes paper] [--dtype float32] [--peers A,B] [--json FILE] [--figure FILE]
+[--record]`; `python -m benchmarks report [--check]` rebuilds the tables and figures from what was recorded.
 """
 
 import json
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
 import tyro
 
-from attention_zoo.figures import FORMATS, draw_variance, save
+from attention_zoo.figures import FORMATS, save
 from attention_zoo.training.errors import UserError
 from attention_zoo.training.machine import device, versions
-from benchmarks import additive, attention, glimpse_large, hard, seq2seq
+from benchmarks import report
 from benchmarks.harness import FEWEST
 from benchmarks.machine import roofs
 from benchmarks.peers import asked, bring, known
+from benchmarks.record import record as kept
+from benchmarks.report import DRAWN
 from benchmarks.rows import Row, show
 
-BENCHMARKS: dict[str, ModuleType] = {
-    "additive": additive,
-    "attention": attention,
-    "glimpse_large": glimpse_large,
-    "hard": hard,
-    "seq2seq": seq2seq,
-}
-DRAWN = {"glimpse_large": glimpse_large.draw, "hard": lambda rows: draw_variance([asdict(row) for row in rows])}
+NAMES = (
+    "additive",
+    "attention",
+    "captioner",
+    "decode",
+    "glimpse_large",
+    "hard",
+    "input",
+    "loss",
+    "recurrent",
+    "scores",
+    "seq2seq",
+    "startup",
+    "transformer",
+)
+BENCHMARKS: dict[str, ModuleType] = {name: import_module(f"benchmarks.{name}") for name in NAMES}
 SIZES = ("small", "paper", "long")
 DTYPES = ("float32", "bfloat16")
 
@@ -41,6 +53,7 @@ def run(
     peers: Annotated[str | None, tyro.conf.arg(metavar="NAME,...")] = None,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json", metavar="FILE")] = None,
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    record: bool = False,
 ) -> None:
     """Measures attention_zoo beside its peers; results are checked equal before anything is timed.
 
@@ -51,7 +64,9 @@ def run(
         dtype: of the inputs, float32 or bfloat16; a benchmark that lacks it says so.
         peers: who is compared with attention_zoo, with commas between; by default all that can be imported.
         json_file: also write device, versions, roofs and rows there.
-        figure: also draw the costs of `glimpse_large` or the estimators of `hard` there, a .png, .pdf or .svg file.
+        figure: also draw the costs of `glimpse_large`, the estimators of `hard` or the growth of `scores` there, in a
+            .png, .pdf or .svg file.
+        record: also keep the rows among those of this machine, in `benchmarks/results`, for `report` to show.
     """
     if names == ("list",):
         for name, benchmark in BENCHMARKS.items():
@@ -67,25 +82,32 @@ def run(
         raise UserError(f"{json_file} cannot be written: there is no folder {json_file.parent}")
     if figure is not None:
         _check_figure(figure, chosen, wanted)
+    if record and "small" in wanted:
+        raise UserError("--record keeps what was measured at the sizes paper and long; small is for a try")
     if repetitions < FEWEST:
         print(f"below {FEWEST} repetitions a median has no 95 % interval: it stays empty", file=sys.stderr)
-    rows = _measure(chosen, wanted, repetitions, dtype, compared)
-    estimators = [row for row in rows if isinstance(row, hard.EstimatorRow)]
-    show([row for row in rows if not isinstance(row, hard.EstimatorRow)])
-    hard.show(estimators)
+    rows: list[Row] = []
+    try:
+        _measure(rows, chosen, wanted, repetitions, dtype, compared)
+    finally:  # What was measured outlives a benchmark that fails after it.
+        if record and rows:
+            print(f"recorded in {kept(rows, roofs(dtype))}")
+    for name in dict.fromkeys(chosen):
+        getattr(BENCHMARKS[name], "show", show)([row for row in rows if row.benchmark == name])
     if figure is not None:
         name = next(name for name in chosen if name in DRAWN)
-        save(DRAWN[name]([row for row in rows if row.benchmark == name]), figure)
+        save(DRAWN[name]([asdict(row) for row in rows if row.benchmark == name]), figure)
     if json_file is not None:
         result = {"device": device(), "versions": versions(), "roofs": roofs(dtype)}
         result |= {"rows": [asdict(row) for row in rows]}
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _measure(names: list[str], sizes: list[str], repetitions: int, dtype: str, peers: list[str] | None) -> list[Row]:
-    """All rows; what a benchmark lacks, and who cannot be imported, is said once."""
+def _measure(
+    rows: list[Row], names: list[str], sizes: list[str], repetitions: int, dtype: str, peers: list[str] | None
+) -> None:
+    """Adds to the rows; what a benchmark lacks, and who cannot be imported, is said once."""
     there = bring({peer: load for name in names for peer, load in BENCHMARKS[name].PEERS.items()}, peers)
-    rows: list[Row] = []
     for name in names:
         benchmark = BENCHMARKS[name]
         if dtype not in benchmark.TOLERANCES:
@@ -101,7 +123,6 @@ def _measure(names: list[str], sizes: list[str], repetitions: int, dtype: str, p
                 continue
             print(f"{name}, {size}, {dtype} ...", file=sys.stderr)
             rows += benchmark.benchmark(size, repetitions, **options)
-    return rows
 
 
 def _check_figure(figure: Path, names: list[str], sizes: list[str]) -> None:
@@ -113,9 +134,12 @@ def _check_figure(figure: Path, names: list[str], sizes: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 0 when all went well, 2 for input it cannot use."""
+    """The command; 0 when all went well, 2 for input it cannot use, 1 where `report --check` finds a difference."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        tyro.cli(run, args=arguments, prog="python -m benchmarks")
+        if words[:1] == ["report"]:
+            return tyro.cli(report.rebuild, args=words[1:], prog="python -m benchmarks report")
+        tyro.cli(run, args=words, prog="python -m benchmarks")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,13 +1,16 @@
-"""How fast is scaled dot-product attention, forward and with its gradient, against flax.linen, jax.nn and tokamax?
+"""How fast is scaled dot-product attention, forward and with its gradient, against JAX's libraries and PyTorch?
 
-Eight heads of width 64: batch 8 at 512 positions ("paper"), batch 1 at 4096 ("long"), in float32 or bfloat16. The cases
-are no mask, a causal mask and padding; contexts and gradients are compared before anything is timed (`TOLERANCES`,
-relative to the largest value: in bfloat16 four steps of its grid, as peers round between the two products). Each peer
-gets the layout that it asks for, [B, T, H, D], from the start; tokamax takes part where it can be imported.
+Eight heads of width 64: batch 8 at 64 and 512 positions ("paper"), batch 1 at 4,096 and, on an accelerator, 16,384
+("long"), in float32 or bfloat16. The cases are no mask, a causal mask, padding, a causal window of T / 8, and two key
+heads for eight query heads; who cannot do a case takes no part in it. Contexts and gradients are compared before
+anything is timed (`TOLERANCES`, relative to the largest value: in bfloat16 four steps of its grid, as peers round
+between the two products). Each peer gets the layout that it asks for from the start; PyTorch's is
+`scaled_dot_product_attention`.
 """
 
 import sys
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -20,15 +23,39 @@ from flax import linen as nn
 
 from attention_zoo.functional import masks
 from attention_zoo.functional.dot_product import dot_product_attention
+from benchmarks import pytorch
 from benchmarks.harness import Contestant, compare
 from benchmarks.peers import OURS, Peers, bring, check_guest, known
 from benchmarks.rows import Row
 
-SIZES = {"small": (2, 3, 37, 8), "paper": (8, 8, 512, 64), "long": (1, 8, 4096, 64)}  # B, H, T, D
-CASES = ("plain", "causal", "masked")
+PAPER, LONG = [(8, 8, 64, 64), (8, 8, 512, 64)], [(1, 8, 4096, 64)]
+SIZES = {"small": [(2, 4, 37, 8)], "paper": PAPER, "long": LONG}  # B, H, T, D
+ON_ACCELERATORS = {"long": [(1, 8, 16384, 64)]}
+OWN = ("plain", "causal", "masked")
+CASES = (*OWN, "windowed", "grouped")
+GROUPED = 4  # query heads of a key head
 TOLERANCES = {"float32": 1e-4, "bfloat16": 4 * 2.0**-7}
 LAYOUTS = {"BHTD": 1, "BTHD": 2}  # and the axis of the heads
-Attention = Callable[..., jax.Array]
+Attention = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An implementation: its function, the axis of its heads, the cases it can do, and whether it is PyTorch's."""
+
+    attention: Attention
+    axis: int = LAYOUTS["BTHD"]
+    cases: Sequence[str] = CASES
+    torch: bool = False
+
+    def contestant(self, name: str, direction: str, arrays: tuple[jax.Array, ...], options: Any) -> Contestant:
+        """It, at one case's work, on arrays of [B, H, T, D]."""
+        placed = tuple(jnp.swapaxes(array, 1, self.axis) for array in arrays)
+        if self.torch:
+            attention = partial(self.attention, **pytorch.tensors(options))
+            return pytorch.contestant(name, partial(TORCH_WORK[direction], attention), placed)
+        work = partial(WORK[direction], partial(self.attention, **options))
+        return Contestant(name, work, placed, partial(_leading, self.axis))
 
 
 def benchmark(
@@ -45,7 +72,7 @@ def contest(
     repetitions: int = 15,
     *,
     layout: str = "BHTD",
-    cases: Sequence[str] = CASES,
+    cases: Sequence[str] = OWN,
     peers: Collection[str] | None = None,
     dtype: str = "float32",
 ) -> list[Row]:
@@ -54,7 +81,8 @@ def contest(
     Args:
         name: what its rows are called.
         attention: `(queries, keys, values) -> context`, in JAX; in the case "causal" it is also given `causal=True`,
-            and in "masked" `mask=`, True = may attend, [B, 1, 1, S].
+            in "masked" `mask=`, True = may attend, [B, 1, 1, S], and in "windowed" `causal=True` and `window=` (left,
+            right), positions beside a query's own; in "grouped" keys and values have a quarter of the heads.
         layout: of its arrays, "BHTD" or "BTHD".
         cases: those that it can do.
         peers: who else takes part beside attention_zoo; by default all that can be imported.
@@ -65,68 +93,107 @@ def contest(
     """
     check_guest(name, PEERS)
     axis = LAYOUTS[known(layout, LAYOUTS, "layout")]
-    return _measure({**_entrants(peers), name: (attention, axis)}, size, repetitions, cases, dtype)
+    return _measure({**_entrants(peers), name: Entrant(attention, axis)}, size, repetitions, cases, dtype)
 
 
-def _entrants(peers: Collection[str] | None) -> dict[str, tuple[Attention, int]]:
-    """Each contestant's function and the axis of its heads."""
-    found = {name: (attention, LAYOUTS["BTHD"]) for name, attention in bring(PEERS, peers).items()}
-    return {OURS: (dot_product_attention, LAYOUTS["BHTD"]), **found}
+def _entrants(peers: Collection[str] | None) -> dict[str, Entrant]:
+    return {OURS: Entrant(dot_product_attention, LAYOUTS["BHTD"]), **bring(PEERS, peers)}
 
 
-def _measure(
-    entrants: dict[str, tuple[Attention, int]], size: str, repetitions: int, cases: Sequence[str], dtype: str
-) -> list[Row]:
-    batch, heads, steps, width = SIZES[known(size, SIZES, "size")]
+def _measure(entrants: dict[str, Entrant], size: str, repetitions: int, cases: Sequence[str], dtype: str) -> list[Row]:
+    shapes = list(SIZES[known(size, SIZES, "size")])
     tolerance = TOLERANCES[known(dtype, TOLERANCES, "dtype")]
-    normal = np.random.default_rng(0).normal
-    arrays = tuple(jnp.asarray(normal(size=(batch, heads, steps, width)), dtype) for _ in range(4))
-    timed = partial(compare, tolerance=tolerance, repetitions=repetitions, dtype=dtype)
-    placed = {1: arrays, 2: tuple(jnp.swapaxes(array, 1, 2) for array in arrays)}
-    product = 2 * batch * heads * steps**2 * width
+    if jax.default_backend() != "cpu":
+        shapes += ON_ACCELERATORS.get(size, [])
+    timed = partial(compare, "attention", tolerance=tolerance, repetitions=repetitions, dtype=dtype)
     rows = []
-    for case in cases:
-        options = _options(known(case, CASES, "case"), batch, steps)
-        pairs = 0.5 if case == "causal" else 1.0
-        name = f"B{batch} H{heads} T{steps} D{width} {case}"
-        for direction, work, products in (("forward", _forward, 2), ("forward+gradient", _gradient, 6)):
-            contestants = [
-                Contestant(entrant, partial(work, partial(attention, **options)), placed[axis], partial(_leading, axis))
-                for entrant, (attention, axis) in entrants.items()
-            ]
-            needs = {"matmul_gflops": pairs * products * product}
-            rows += timed("attention", name, direction, contestants, needs=needs)
+    for batch, heads, steps, width in shapes:
+        for case in cases:
+            options, pairs = _options(known(case, CASES, "case"), batch, steps)
+            arrays = _arrays(batch, heads, heads // GROUPED if case == "grouped" else heads, steps, width, dtype)
+            for direction, products in PRODUCTS.items():
+                contestants = [
+                    one.contestant(name, direction, arrays, options)
+                    for name, one in entrants.items()
+                    if case in one.cases
+                ]
+                needs = {"matmul_gflops": 2 * batch * heads * pairs * width * products}
+                rows += timed(f"B{batch} H{heads} T{steps} D{width} {case}", direction, contestants, needs=needs)
     return rows
 
 
-def _options(case: str, batch: int, steps: int) -> dict[str, Any]:
-    """What a case adds to the arguments."""
-    lengths = np.random.default_rng(1).integers(steps // 2, steps + 1, batch)
-    mask = masks.padding(jnp.asarray(lengths), steps)[:, None]
-    options: dict[str, dict[str, Any]] = {"plain": {}, "causal": {"causal": True}, "masked": {"mask": mask}}
-    return options[case]
+def _arrays(batch: int, heads: int, key_heads: int, steps: int, width: int, dtype: str) -> tuple[jax.Array, ...]:
+    """Queries, keys, values and a cotangent of the context."""
+    normal = np.random.default_rng(0).normal
+    numbers = heads, key_heads, key_heads, heads
+    return tuple(jnp.asarray(normal(size=(batch, number, steps, width)), dtype) for number in numbers)
 
 
-def _flax_linen(queries: Any, keys: Any, values: Any, mask: Any = None, causal: bool = False) -> jax.Array:
-    """It has no causal argument and gets the mask that its make_causal_mask makes."""
-    whole = nn.make_causal_mask(jnp.zeros((1, queries.shape[1])), dtype=bool) if causal else mask
-    return nn.dot_product_attention(queries, keys, values, mask=whole)
+def _options(case: str, batch: int, steps: int) -> tuple[dict[str, Any], float]:
+    """What a case adds to the arguments, and how many pairs of a query and a key it leaves to a head."""
+    everything, width = float(steps**2), max(1, steps // 8)
+    if case == "causal":
+        return {"causal": True}, everything / 2
+    if case == "windowed":
+        return {"causal": True, "window": (width - 1, 0)}, float(steps * width)
+    if case == "masked":
+        lengths = np.random.default_rng(1).integers(steps // 2, steps + 1, batch)
+        return {"mask": masks.padding(jnp.asarray(lengths), steps)[:, None]}, float(steps * lengths.mean())
+    return {}, everything
 
 
-def _by_is_causal(attention: Attention) -> Attention:
-    return lambda *arrays, mask=None, causal=False: attention(*arrays, mask=mask, is_causal=causal)
+def _whole_mask(queries: Any, mask: Any, causal: bool, window: Any) -> Any:
+    """One mask for who has no other argument, [..., T, S]."""
+    steps = queries.shape[1]
+    if window is not None:
+        return masks.window(steps, steps, *window)[None, None]
+    return nn.make_causal_mask(jnp.zeros((1, steps)), dtype=bool) if causal else mask
 
 
-def _tokamax() -> Attention:
+def _flax_linen(
+    queries: Any, keys: Any, values: Any, mask: Any = None, causal: bool = False, window: Any = None
+) -> jax.Array:
+    return nn.dot_product_attention(queries, keys, values, mask=_whole_mask(queries, mask, causal, window))
+
+
+def _jax_nn(*arrays: Any, mask: Any = None, causal: bool = False, window: Any = None) -> jax.Array:
+    return jax.nn.dot_product_attention(*arrays, mask=mask, is_causal=causal, local_window_size=window)
+
+
+def _tokamax() -> Entrant:
     if not FLAGS.is_parsed():  # tokamax reads the command line, which is not its own
         FLAGS(sys.argv[:1])
-    return _by_is_causal(import_module("tokamax").dot_product_attention)
+    attention = import_module("tokamax").dot_product_attention
+
+    def entered(*arrays: Any, mask: Any = None, causal: bool = False, window: Any = None) -> jax.Array:
+        if window is not None:
+            mask, causal = _whole_mask(arrays[0], mask, causal, window), False
+        return attention(*arrays, mask=mask, is_causal=causal)
+
+    return Entrant(entered)
+
+
+def _pytorch() -> Entrant:
+    torch = pytorch.load()
+
+    def entered(
+        queries: Any, keys: Any, values: Any, mask: Any = None, causal: bool = False, window: Any = None
+    ) -> Any:
+        grouped = queries.shape[1] != keys.shape[1]
+        if window is not None:
+            mask, causal = torch.from_numpy(np.array(masks.window(*2 * (queries.shape[2],), *window))), False
+        return torch.nn.functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+        )
+
+    return Entrant(entered, LAYOUTS["BHTD"], torch=True)
 
 
 PEERS: Peers = {
-    "flax.linen": lambda: _flax_linen,
-    "jax.nn": lambda: _by_is_causal(jax.nn.dot_product_attention),
+    "flax.linen": lambda: Entrant(_flax_linen, cases=CASES[:-1]),
+    "jax.nn": lambda: Entrant(_jax_nn),
     "tokamax": _tokamax,
+    "PyTorch": _pytorch,
 }
 
 
@@ -137,6 +204,22 @@ def _forward(attention: Attention, queries: Any, keys: Any, values: Any, cotange
 def _gradient(attention: Attention, queries: Any, keys: Any, values: Any, cotangent: Any) -> Any:
     context, pull_back = jax.vjp(attention, queries, keys, values)
     return context, *pull_back(cotangent)
+
+
+def _torch_forward(attention: Attention, queries: Any, keys: Any, values: Any, cotangent: Any) -> Any:
+    with pytorch.load().no_grad():
+        return (attention(queries, keys, values),)
+
+
+def _torch_gradient(attention: Attention, queries: Any, keys: Any, values: Any, cotangent: Any) -> Any:
+    given = [tensor.detach().requires_grad_() for tensor in (queries, keys, values)]
+    context = attention(*given)
+    return context.detach(), *pytorch.load().autograd.grad(context, given, cotangent)
+
+
+PRODUCTS = {"forward": 2, "forward+gradient": 6}  # of [T, D] by [D, S], or as large ones, that a head cannot do without
+WORK: dict[str, Callable[..., Any]] = {"forward": _forward, "forward+gradient": _gradient}
+TORCH_WORK: dict[str, Callable[..., Any]] = {"forward": _torch_forward, "forward+gradient": _torch_gradient}
 
 
 def _leading(axis: int, results: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

@@ -16,10 +16,12 @@ def load() -> Any:
 
 
 def tensors(tree: Any) -> Any:
-    """Every array of a tree as a tensor of its own memory; bfloat16 stays bfloat16."""
+    """Every array of a tree as a tensor of its own memory; bfloat16 stays bfloat16, and what is no array as it is."""
     torch = load()
 
     def one(array: Any) -> Any:
+        if not hasattr(array, "dtype"):
+            return array
         if array.dtype == jax.numpy.bfloat16:
             return torch.from_numpy(np.array(array, np.float32)).to(torch.bfloat16)
         return torch.from_numpy(np.array(array))

@@ -1,9 +1,9 @@
-"""How fast is a translator's training step, against the same model written plainly with flax.linen?
+"""How fast is a translator's training step, against the same model written plainly with flax.linen, and in PyTorch?
 
 Batch 64, 30 source and 30 target steps, embeddings 256, bidirectional LSTM 512, decoder 512, vocabulary 8,000,
 additive attention (Bahdanau's decoder with maxout). The peer uses `nn.RNN`, `nn.OptimizedLSTMCell`, `nn.Dense`,
-attention inside the scan, and optax's cross-entropy; both have the same weights and must give the same loss and
-the same norm of the gradient.
+attention inside the scan, and optax's cross-entropy. PyTorch is eager: `nn.LSTM` over packed sources, `nn.LSTMCell`
+in a loop. All have the same weights and must give the same loss and the same norm of the gradient.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -20,6 +20,7 @@ from flax import linen as nn
 
 from attention_zoo.functional.masks import within
 from attention_zoo.models import Seq2Seq, seq2seq
+from benchmarks import pytorch, seq2seq_pytorch
 from benchmarks.harness import Contestant, compare
 from benchmarks.peers import OURS, Peers, bring
 from benchmarks.rows import Row
@@ -40,7 +41,11 @@ SIZES = {
 }
 
 TOLERANCES = {"float32": 1e-5}
-PEERS: Peers = {"flax.linen": lambda: {"flax.linen": True, "flax.linen, output layer after the scan": False}}
+PEERS: Peers = {
+    "flax.linen": lambda: {"flax.linen": True, "flax.linen, output layer after the scan": False},
+    "PyTorch": pytorch.load,
+}
+LEARNING_RATE = 1e-3
 FIELDS = ("source_vocabulary", "target_vocabulary", "embedding", "encoder_units", "decoder_units")
 
 
@@ -101,19 +106,32 @@ class PlainTranslator(nn.Module):
 
 
 def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
-    """One row each for attention_zoo and the peer: forward, gradient and an Adam update."""
+    """One row each for attention_zoo and the peers: forward, gradient and an Adam update."""
     setting = SIZES[size]
     model = seq2seq("translator", **setting["fields"])
     batch = _batch(model, setting["batch"], setting["steps"])
     params = jax.jit(model.init)(jax.random.key(0), *batch[:3])["params"]
-    optimizer = optax.adam(1e-3)
+    optimizer = optax.adam(LEARNING_RATE)
     contestants = [_contestant(OURS, partial(_our_loss, model), params, optimizer, batch)]
-    for name, in_scan in bring(PEERS, peers).get("flax.linen", {}).items():
+    brought = bring(PEERS, peers)
+    for name, in_scan in brought.get("flax.linen", {}).items():
         plain = PlainTranslator({field: getattr(model, field) for field in FIELDS}, in_scan)
         contestants.append(_contestant(name, partial(_plain_loss, plain), to_plain(params, in_scan), optimizer, batch))
+    if "PyTorch" in brought:
+        contestants.append(seq2seq_pytorch.contestant("PyTorch", params, batch, LEARNING_RATE))
     case = f"B{setting['batch']} S{setting['steps']} T{setting['steps']} N{model.target_vocabulary}"
-    tolerance = TOLERANCES["float32"]
-    return compare("seq2seq", case, "forward+gradient", contestants, tolerance=tolerance, repetitions=repetitions)
+    timed = partial(compare, tolerance=TOLERANCES["float32"], repetitions=repetitions)
+    needs = {"matmul_gflops": 3 * _products(model, setting["batch"] * setting["steps"])}
+    return timed("seq2seq", case, "forward+gradient", contestants, needs=needs)
+
+
+def _products(model: Seq2Seq, rows: int) -> int:
+    """Operations of the matrix products with weights, forward, padding included; a gradient needs twice as many."""
+    embedding, encoder, units = model.embedding, model.encoder_units, model.decoder_units
+    read = embedding + 2 * encoder + units  # what the decoder's cell and its readout see
+    encoding = 2 * (embedding + encoder) * 4 * encoder + 2 * encoder * units
+    decoding = units * units + read * 5 * units + units // 2 * model.target_vocabulary
+    return 2 * rows * (encoding + decoding)
 
 
 def _batch(model: Seq2Seq, size: int, steps: int) -> tuple[jax.Array, ...]:

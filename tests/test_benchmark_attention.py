@@ -14,11 +14,33 @@ def test_everyone_agrees_in_every_case():
     assert {row.benchmark for row in rows} == {"attention"}
     found = [(row.case.split()[-1], row.direction, row.implementation) for row in rows]
     peers = ["attention_zoo", "flax.linen", "jax.nn"]
-    if any(row.implementation == "tokamax" for row in rows):
-        peers.append("tokamax")
-    directions = ("forward", "forward+gradient")
-    assert found == [(case, direction, peer) for case in attention.CASES for direction in directions for peer in peers]
+    peers += [name for name in ("tokamax", "PyTorch") if any(row.implementation == name for row in rows)]
+    assert found == [
+        (case, direction, peer)
+        for case in attention.CASES
+        for direction in ("forward", "forward+gradient")
+        for peer in peers
+        if (case, peer) != ("grouped", "flax.linen")
+    ]
     assert all(row.error_vs_reference < 1e-4 for row in rows)
+
+
+def test_what_a_head_needs_is_the_pairs_that_a_case_leaves(monkeypatch):
+    needs = {}
+
+    def kept(_, case, direction, contestants, **options):
+        needs[case, direction] = options["needs"]
+        return []
+
+    monkeypatch.setattr(attention, "compare", kept)
+    attention.benchmark("small", 1, peers=())
+    ((batch, heads, steps, width),) = attention.SIZES["small"]
+    product = 2 * batch * heads * width
+    found = {(case.split()[-1], way): need["matmul_gflops"] / product for (case, way), need in needs.items()}
+    assert found["plain", "forward"] == found["grouped", "forward"] == 2 * steps**2
+    assert found["causal", "forward+gradient"] == 3 * steps**2
+    assert found["windowed", "forward"] == 2 * steps * (steps // 8)
+    assert steps**2 <= found["masked", "forward"] < 2 * steps**2
 
 
 def test_a_mask_that_is_ignored_is_found_out(monkeypatch):

@@ -94,7 +94,10 @@ def test_the_command_writes_rows_and_draws_them(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["additive", "--figure", "a.png"], "error: --figure draws one of glimpse_large, hard, at a size that it has"),
+        (
+            ["additive", "--figure", "a.png"],
+            "error: --figure draws one of glimpse_large, hard, scores, at a size that it has",
+        ),
         (["hard", "--figure", "a.txt"], "error: a.txt cannot be drawn: its name must end in .png, .pdf, .svg"),
     ],
 )

@@ -24,8 +24,8 @@ rows.show(attention.contest("mine", mine, size="small", cases=["plain"]))
 
 @pytest.fixture
 def bare(monkeypatch):
-    """Neither Keras nor tokamax can be imported."""
-    for name in ("keras", "tokamax"):
+    """Neither Keras nor tokamax nor PyTorch can be imported."""
+    for name in ("keras", "tokamax", "torch"):
         monkeypatch.setitem(sys.modules, name, None)
 
 
@@ -71,10 +71,11 @@ def test_one_name_covers_all_that_a_peer_enters(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["seq2seq", "--peers", "tokamax"], "there is no peer 'tokamax' in seq2seq; there are flax.linen."),
+        (["seq2seq", "--peers", "tokamax"], "there is no peer 'tokamax' in seq2seq; there are flax.linen, PyTorch."),
         (
             ["attention", "additive", "--peers", "keras,torch"],
-            "there is no peer 'torch' in attention, additive; there are flax.linen, jax.nn, tokamax, plain JAX, keras.",
+            "there is no peer 'torch' in attention, additive; "
+            "there are flax.linen, jax.nn, tokamax, PyTorch, plain JAX, keras.",
         ),
         (["hard", "--peers", "keras"], "there is no peer 'keras' in hard; it has none to choose from."),
     ],
@@ -106,12 +107,12 @@ def test_a_guest_gets_the_case_its_layout_and_the_dtype():
 
     def mine(queries, keys, values, mask=None, causal=False):
         seen.append((queries.shape, str(values.dtype), None if mask is None else mask.shape, causal))
-        return attention.PEERS["jax.nn"]()(queries, keys, values, mask=mask, causal=causal)
+        return attention.PEERS["jax.nn"]().attention(queries, keys, values, mask=mask, causal=causal)
 
     rows = attention.contest("mine", mine, "small", 1, layout="BTHD", peers=(), dtype="bfloat16")
     assert [row.implementation for row in rows] == ["attention_zoo", "mine"] * 6
     assert {row.dtype for row in rows} == {"bfloat16"} and max(row.error_vs_reference for row in rows) > 1e-4
-    shape = (2, 37, 3, 8)
+    shape = (2, 37, 4, 8)
     cases = [(None, False), (None, True), ((2, 1, 1, 37), False)]
     assert dict.fromkeys(seen) == dict.fromkeys((shape, "bfloat16", *case) for case in cases)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import NAMES, main
 from benchmarks.harness import Contestant, compare, median_with_interval
 
 ROW = {
@@ -22,7 +22,8 @@ def test_seq2seq_agrees_with_flax_and_writes_its_rows(tmp_path, capsys):
     result = json.loads(file.read_text())
     assert {"device", "versions", "roofs", "rows"} == result.keys()
     names = [row["implementation"] for row in result["rows"]]
-    assert names == ["attention_zoo", "flax.linen", "flax.linen, output layer after the scan"]
+    assert names[:3] == ["attention_zoo", "flax.linen", "flax.linen, output layer after the scan"]
+    assert set(names[3:]) <= {"PyTorch"}
     assert all(row.keys() >= ROW for row in result["rows"]) and min(result["roofs"].values()) > 0
     assert {(row["dtype"], row["ratio_low"], row["ratio_high"]) for row in result["rows"]} == {("float32", None, None)}
     captured = capsys.readouterr()
@@ -32,8 +33,8 @@ def test_seq2seq_agrees_with_flax_and_writes_its_rows(tmp_path, capsys):
 def test_list_names_every_benchmark(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["additive", "attention", "glimpse_large", "hard", "seq2seq"]
-    assert lines[-1].startswith("seq2seq  How fast is a translator's training step")
+    assert [line.split("  ")[0] for line in lines] == sorted(NAMES) and len(NAMES) >= 10
+    assert any(line.startswith("seq2seq  How fast is a translator's training step") for line in lines)
 
 
 def test_a_size_that_a_benchmark_lacks_is_left_out_and_said(capsys):

@@ -10,6 +10,8 @@ import numpy as np
 from attention_zoo.data.vocabulary import PAD
 
 FILLER = -1  # the row number of a row that is only there to fill up a batch
+# Of the places of a batch, where nobody asks for a number of buckets; and the most of them, as each is compiled.
+MOST_PADDING, MOST_BUCKETS = 0.1, 8
 
 
 class Ragged:
@@ -77,13 +79,30 @@ def boundaries(lengths: np.ndarray, count: int) -> list[int]:
     return [int(values[end]), *reversed(widths)]
 
 
-def bucket_shapes(source: np.ndarray, target: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """The shapes (S, T) of at most `count` buckets for pairs of these lengths, each at least the one before."""
+def bucket_shapes(source: np.ndarray, target: np.ndarray, count: int | None = None) -> list[tuple[int, int]]:
+    """The shapes (S, T) of at most `count` buckets for pairs of these lengths, each at least the one before.
+
+    With no count they are the fewest that leave at most MOST_PADDING of the places to padding, or MOST_BUCKETS.
+    """
+    counts = range(1, MOST_BUCKETS + 1) if count is None else [count]
+    for shapes in (_shapes(source, target, number) for number in counts):
+        if padding(source, target, shapes) <= MOST_PADDING:
+            break
+    return shapes
+
+
+def _shapes(source: np.ndarray, target: np.ndarray, count: int) -> list[tuple[int, int]]:
     longer = np.maximum(source, target)
     bucket = np.searchsorted(boundaries(longer, count), longer)
     used = range(int(bucket.max()) + 1)
     widest = np.array([[source[bucket == k].max(), target[bucket == k].max()] for k in used])
     return [(int(s), int(t)) for s, t in np.maximum.accumulate(widest)]
+
+
+def padding(source: np.ndarray, target: np.ndarray, shapes: Sequence[tuple[int, int]]) -> float:
+    """The share of the places, of both sides together, that pairs of these lengths leave empty in their buckets."""
+    places = np.array(shapes)[bucket_of(source, target, shapes)].sum()
+    return float(1 - (source.sum() + target.sum()) / places)
 
 
 def bucket_of(source: np.ndarray, target: np.ndarray, shapes: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -30,7 +30,7 @@ def tfds_translation(
     batch_size: int = 64,
     max_source: int | None = None,
     max_target: int | None = None,
-    buckets: int = 4,
+    buckets: int | None = None,
     data_dir: Path | str | None = None,
 ) -> TextData:
     """A translation data set such as `ted_hrlr_translate/pt_to_en` or `wmt14_translate/de-en`.

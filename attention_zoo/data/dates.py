@@ -187,7 +187,7 @@ def dates(
     dev_examples: int = 2_500,
     test_examples: int = 2_500,
     data_seed: int = 0,
-    buckets: int = 2,
+    buckets: int | None = None,
     data_dir: Path | str | None = None,
 ) -> TextData:
     """Written dates to ISO dates, both by characters, with gold spans; prepared at first use, in seconds.

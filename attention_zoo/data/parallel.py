@@ -168,7 +168,7 @@ def parallel_text(
     batch_size: int = 64,
     max_source: int | None = None,
     max_target: int | None = None,
-    buckets: int = 4,
+    buckets: int | None = None,
     data_dir: Path | str | None = None,
 ) -> TextData:
     """The user's own parallel text; a source file without its target file is read as TSV.

@@ -77,7 +77,7 @@ def reverse(
     train_length: int = 25,
     test_length: int = 30,
     data_seed: int = 42,
-    buckets: int = 4,
+    buckets: int | None = None,
     data_dir: Path | str | None = None,
 ) -> TextData:
     """The reverse task, by words, with gold spans; the defaults are JoeyNMT's sizes and batch.

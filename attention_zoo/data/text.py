@@ -36,7 +36,8 @@ class TextData:
     A batch holds `source` int32 `[B, S]` and `target` int32 `[B, T]` (both end with END and are filled up
     with PAD), `source_lengths` and `target_lengths` int32 `[B]` (END counted), `valid` bool `[B]`
     (False for the rows that fill up the last batch of a split) and, where known, `spans` int32 `[B, T, 2]`.
-    Pairs over a limit, or with an empty side, are left out, counted in `skipped` and told by `notes`.
+    Pairs over a limit, or with an empty side, are left out, counted in `skipped` and told by `notes`. There are at most
+    `buckets` shapes; unless told, as few as leave little padding, see `batches.bucket_shapes`.
 
     Raises:
         ValueError: a split has no pair within the limits.
@@ -51,7 +52,7 @@ class TextData:
         batch_size: int,
         max_source: int,
         max_target: int,
-        buckets: int = 4,
+        buckets: int | None = None,
         notes: Sequence[str] = (),
     ):
         _check_positive(batch_size=batch_size, max_source=max_source, max_target=max_target, buckets=buckets)
@@ -221,7 +222,7 @@ class TextData:
         return self._tables[name]
 
 
-def _check_positive(**settings: int) -> None:
+def _check_positive(**settings: int | None) -> None:
     for name, value in settings.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} is {value}: it must be at least 1")

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,29 @@ from attention_zoo.functional.loop import project
 from attention_zoo.notation import Array, Bool, Float, checked
 
 # Elements of the [chunk, S, D] block that one step works on: on a CPU, about what the cache of its cores holds.
-BLOCK, CPU_BLOCK = 2**25, 2**19
+BLOCK, CPU_BLOCK = 2**25, 2**18
 # Up to LARGEST, e^2q and e^2k are normal float32 numbers. Their product is rounded as if q + k were near one, so where
 # all are below SMALLEST the gradient of the energy would lose digits.
 SMALLEST, LARGEST = 2.0**-4, 43.0
+TERMS = 64  # of a sum in one loop; with more of them XLA:CPU takes it apart
+
+
+class _Plan(NamedTuple):
+    """How many chunks an example's queries make; how many examples go at a time, None for one by one; the dropout."""
+
+    chunks: int
+    group: int | None
+    dropout: float
+
+
+class _Inputs(NamedTuple):
+    """Of one example, or of all with an axis in front: [T, D], [S, D], [S, V], [1 or T, S] and dropout's key."""
+
+    queries: jax.Array
+    keys: jax.Array
+    values: jax.Array
+    mask: jax.Array | None
+    random: jax.Array | None
 
 
 @checked
@@ -65,12 +84,11 @@ def additive_attention(
     room = max(1, (CPU_BLOCK if on_cpu else BLOCK) // max(1, source * width))  # pairs of an example and a query
     chunk = min(chunk or room, steps)
     moderate = _moderate(queries, keys, mask) if on_cpu else None
-    one = partial(_example, energy=jnp.asarray(energy), moderate=moderate, dropout=dropout, chunk=chunk)
     random = jax.random.split(key, examples) if dropout and key is not None else None
     # Example by example where one fills the room: a batch_size of one would make XLA copy all arguments.
-    group = {"batch_size": min(room // chunk, examples)} if room >= 2 * chunk else {}
-    recomputed = jax.checkpoint(lambda example: one(*example), prevent_cse=False)
-    context = jax.lax.map(recomputed, (queries, keys, values, mask, random), **group)
+    group = min(room // chunk, examples) if room >= 2 * chunk else None
+    plan = _Plan(-(-steps // chunk), group, dropout)
+    context = _attend(plan, _Inputs(queries, keys, values, mask, random), jnp.asarray(energy), moderate)
     return context.reshape(*lead, steps, -1).astype(values.dtype)
 
 
@@ -83,47 +101,121 @@ def _check(dropout: float, key: jax.Array | None, chunk: int | None) -> None:
         raise ValueError(f"additive_attention: a chunk is at least 1 query; got {chunk}")
 
 
-def _example(
-    queries: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    mask: jax.Array | None,
-    random: jax.Array | None,
-    *,
-    energy: jax.Array,
-    moderate: jax.Array | None,
-    dropout: float,
-    chunk: int,
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: _Plan, inputs: _Inputs, energy: jax.Array, moderate: jax.Array | None) -> jax.Array:
+    """The contexts of all examples, [B, T, V], in float32 at least."""
+    return jax.lax.map(partial(_example, plan, energy, moderate), inputs, batch_size=plan.group)
+
+
+def _forward(plan: _Plan, *arguments: Any) -> tuple[jax.Array, Any]:
+    return _attend(plan, *arguments), arguments
+
+
+def _backward(plan: _Plan, arguments: Any, gradient: jax.Array) -> tuple[Any, ...]:
+    inputs, energy, moderate = arguments
+    one = partial(_example_backward, plan, energy, moderate)
+    found = jax.lax.map(lambda example: one(*example), (inputs, gradient), batch_size=plan.group)
+    q, k, v = (one.astype(array.dtype) for one, array in zip(found[:3], inputs[:3], strict=True))
+    return _Inputs(q, k, v, None, None), found[3].sum(0).astype(energy.dtype), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _example(plan: _Plan, energy: jax.Array, moderate: jax.Array | None, inputs: _Inputs) -> jax.Array:
+    """The context of one example, [T, V], a chunk of its queries after the other."""
+    inputs, energy = _widened(inputs, energy)
+    powers = _powers(inputs.keys)
+
+    def step(chunk: tuple[Any, ...]) -> jax.Array:
+        queries, rows, n = chunk
+        scores = project(_tanh_of_sum(queries, inputs.keys, powers, moderate), energy[:, None])[..., 0]
+        return _read(plan, inputs, rows, n, scores, inputs.values)
+
+    context = jax.lax.map(step, _chunked(plan, inputs))
+    return _joined(context, inputs)
+
+
+def _example_backward(
+    plan: _Plan, energy: jax.Array, moderate: jax.Array | None, inputs: _Inputs, gradient: jax.Array
+) -> tuple[jax.Array, ...]:
+    """The gradients of one example by queries, keys, values and energy: every chunk is computed once more."""
+    inputs, energy = _widened(inputs, energy)
+    powers = _powers(inputs.keys)
+
+    def step(sums: Any, chunk: Any) -> Any:
+        (queries, rows, n), gradient = chunk
+        hidden = _tanh_of_sum(queries, inputs.keys, powers, moderate)
+        scores = project(hidden, energy[:, None])[..., 0]
+        _, pull_back = jax.vjp(partial(_read, plan, inputs, rows, n), scores, inputs.values)
+        by_scores, by_values = pull_back(gradient)
+        by_queries, by_keys = (_sum_of_slopes(by_scores, hidden, axis) for axis in (1, 0))
+        by_energy = by_scores.reshape(1, -1) @ hidden.reshape(-1, len(energy))
+        return jax.tree.map(jnp.add, sums, (by_keys, by_values, by_energy[0])), by_queries
+
+    zeros = jax.tree.map(jnp.zeros_like, (inputs.keys, inputs.values, energy))
+    chunks = _chunked(plan, inputs), _cut(plan, gradient)
+    (by_keys, by_values, by_energy), by_queries = jax.lax.scan(step, zeros, chunks)
+    return energy[None] * _joined(by_queries, inputs), energy[None] * by_keys, by_values, by_energy
+
+
+def _sum_of_slopes(weights: jax.Array, hidden: jax.Array, axis: int) -> jax.Array:
+    """`sum w_ts (1 - h_tsd^2)` over the queries (axis 0) or the source (axis 1).
+
+    Written as additions of slices: XLA:CPU makes them one loop without a [T, S, D] array of the terms, while its own
+    sums over these axes are slow.
+    """
+    size = hidden.shape[axis]
+    each = -(-size // TERMS)
+
+    def term(start: int) -> jax.Array:
+        one, other = (jax.lax.slice_in_dim(a, start, min(start + each, size), axis=axis) for a in (weights, hidden))
+        return one[..., None] * (1 - jnp.square(other))
+
+    if jax.default_backend() != "cpu":
+        return jnp.sum(weights[..., None] * (1 - jnp.square(hidden)), axis)
+    starts = range(0, size - each + 1, each)
+    total = sum(map(term, starts[1:]), term(0)).sum(axis)
+    return total if (rest := starts[-1] + each) == size else total + term(rest).sum(axis)
+
+
+def _widened(inputs: _Inputs, energy: jax.Array) -> tuple[_Inputs, jax.Array]:
+    wide = jnp.promote_types(inputs.queries.dtype, jnp.float32)
+    q, k, v = (array.astype(wide) for array in inputs[:3])
+    return _Inputs(q, k, v, inputs.mask, inputs.random), energy.astype(wide)
+
+
+def _chunked(plan: _Plan, inputs: _Inputs) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """Of every chunk: its queries, its rows of the mask (None where all queries have the same), and its number."""
+    own_rows = inputs.mask is not None and len(inputs.mask) > 1
+    rows = _cut(plan, inputs.mask) if inputs.mask is not None and own_rows else None
+    return _cut(plan, inputs.queries), rows, jnp.arange(plan.chunks)
+
+
+def _cut(plan: _Plan, rows: jax.Array) -> jax.Array:
+    """[T, ...] in chunks of equal size, the last one filled up with zeros."""
+    size = -(-len(rows) // plan.chunks)
+    return jnp.pad(rows, ((0, plan.chunks * size - len(rows)), (0, 0))).reshape(plan.chunks, size, -1)
+
+
+def _joined(chunks: jax.Array, inputs: _Inputs) -> jax.Array:
+    return chunks.reshape(-1, chunks.shape[-1])[: len(inputs.queries)]
+
+
+def _read(
+    plan: _Plan, inputs: _Inputs, rows: jax.Array | None, n: jax.Array, scores: jax.Array, values: jax.Array
 ) -> jax.Array:
-    """The context of one example, [T, V]: a loop over chunks of its queries, equal in size up to padding."""
-    wide = jnp.promote_types(queries.dtype, jnp.float32)
-    queries, keys, values, energy = (array.astype(wide) for array in (queries, keys, values, energy))
-    steps, number = len(queries), -(-len(queries) // chunk)
-
-    def chunked(rows: jax.Array) -> jax.Array:
-        size = -(-steps // number)
-        return jnp.pad(rows, ((0, number * size - steps), (0, 0))).reshape(number, size, -1)
-
-    own_rows = mask is not None and len(mask) > 1
-    powers = _powers(keys)
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def step(part: tuple[Any, ...]) -> jax.Array:
-        queries, rows, n = part
-        hidden = _tanh_of_sum(queries, keys, (_powers(queries), powers), moderate)
-        weights = softmax(project(hidden, energy[:, None])[..., 0], rows if own_rows else mask)
-        if random is not None:
-            kept = jax.random.bernoulli(jax.random.fold_in(random, n), 1 - dropout, weights.shape)
-            weights = jnp.where(kept, weights / (1 - dropout), 0)
-        return read(weights, values)
-
-    parts = (chunked(queries), chunked(mask) if mask is not None and own_rows else None, jnp.arange(number))
-    return jax.lax.map(step, parts).reshape(-1, values.shape[-1])[:steps]
+    """The context of one chunk, from its scores."""
+    weights = softmax(scores, inputs.mask if rows is None else rows)
+    if inputs.random is not None:
+        kept = jax.random.bernoulli(jax.random.fold_in(inputs.random, n), 1 - plan.dropout, weights.shape)
+        weights = jnp.where(kept, weights / (1 - plan.dropout), 0)
+    return read(weights, values)
 
 
 def _powers(inputs: jax.Array) -> jax.Array:
-    """`e^2x`, without a gradient. What is clipped here is hidden by the mask, or read by nobody."""
-    return jax.lax.stop_gradient(jnp.exp(2 * jnp.clip(inputs, -LARGEST, LARGEST)))
+    """`e^2x`. What is clipped here is hidden by the mask, or read by nobody."""
+    return jnp.exp(2 * jnp.clip(inputs, -LARGEST, LARGEST))
 
 
 def _moderate(queries: jax.Array, keys: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -135,29 +227,13 @@ def _moderate(queries: jax.Array, keys: jax.Array, mask: jax.Array | None) -> ja
     return (largest > SMALLEST) & (largest < LARGEST)
 
 
-@jax.custom_vjp
-def _tanh_of_sum(queries: jax.Array, keys: jax.Array, powers: Any, moderate: jax.Array | None) -> jax.Array:
+def _tanh_of_sum(queries: jax.Array, keys: jax.Array, powers: jax.Array, moderate: jax.Array | None) -> jax.Array:
     """`tanh(q_t + k_s)`, [T, S, D]; where moderate, as `1 - 2 / (1 + e^2q e^2k)`: one division instead of a tanh."""
 
     def by_tanh() -> jax.Array:
         return jnp.tanh(queries[:, None] + keys[None])
 
     def by_powers() -> jax.Array:
-        return 1 - 2 / (1 + powers[0][:, None] * powers[1][None])
+        return 1 - 2 / (1 + _powers(queries)[:, None] * powers[None])
 
     return by_tanh() if moderate is None else jax.lax.cond(moderate, by_powers, by_tanh)
-
-
-def _forward(*arguments: Any) -> tuple[jax.Array, jax.Array]:
-    hidden = _tanh_of_sum(*arguments)
-    return hidden, hidden
-
-
-def _backward(hidden: jax.Array, gradient: jax.Array) -> tuple[Any, ...]:
-    gradient = gradient * (1 - jnp.square(hidden))
-    # The sum over the queries as a product: XLA:CPU sums over a leading axis far more slowly.
-    by_keys = jnp.ones((1, len(hidden)), hidden.dtype) @ gradient.reshape(len(hidden), -1)
-    return gradient.sum(1), by_keys.reshape(hidden.shape[1:]), None, None
-
-
-_tanh_of_sum.defvjp(_forward, _backward)

@@ -24,6 +24,7 @@ from attention_zoo.notation import Array, Int, PyTree, checked
 
 Penalty: TypeAlias = Callable[[jax.Array], jax.Array]
 _Tree = TypeVar("_Tree")
+_Prolong: TypeAlias = Callable[[list[jax.Array], jax.Array], tuple[jax.Array, list[jax.Array], PyTree]]
 
 
 def gnmt(alpha: float) -> Penalty:
@@ -70,7 +71,7 @@ class _Beam(NamedTuple):
     """The loop's state."""
 
     written: jax.Array  # [], steps taken
-    cache: PyTree  # [B*K, ...]
+    cache: list[jax.Array]  # [B, K, ...], its leaves that change
     live: jax.Array  # [B, K], sum log p, best first; -inf marks a free place
     last: jax.Array  # [B, K], the symbols the live hypotheses end with
     ended: _Ended
@@ -104,12 +105,11 @@ def beam(
 
     A hypothesis of probability zero is none: where fewer than K sequences exist, the places left have score -inf,
     length 0 and only `pad`. Alignments are those read along the surviving path. Leaves of the cache that `step`
-    hands on untouched (the encoder's memory) are recognised while tracing and never reordered, unless a jitted `step`
-    hides them.
+    hands on untouched (the encoder's memory) are recognised while tracing: all K hypotheses read the same, and they are
+    neither repeated nor reordered, unless a jitted `step` hides them.
 
     Args:
-        step, cache, start, end, max_length, pad: as in `search.greedy`; `step` is called with cache leaves [B*K, ...]
-            and tokens [B*K], the K hypotheses of an example side by side.
+        step, cache, start, end, max_length, pad: as in `search.greedy`; `step` is mapped over K by `jax.vmap`.
         width: K, at least 1.
         penalty: lengths -> positive divisors: `gnmt(alpha)`, `power(alpha)`, `average`, `none` or your own.
 
@@ -121,7 +121,7 @@ def beam(
     """
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
-    first, constant = _first(step, cache, jnp.asarray(start, jnp.int32), end, max_length, width)
+    prolong, first = _first(step, cache, jnp.asarray(start, jnp.int32), end, max_length, width)
     divisors = penalty(jnp.arange(1, max_length + 1, dtype=jnp.float32)).astype(jnp.float32)
 
     def searching(state: _Beam) -> jax.Array:
@@ -129,7 +129,7 @@ def beam(
         return (state.written < max_length) & ~jnp.all(settled)
 
     def advance(state: _Beam) -> _Beam:
-        return _advance(step, state, constant, end, divisors)
+        return _advance(prolong, state, end, divisors)
 
     final = lax.while_loop(searching, advance, first)
     return _walk_back(_end_all(final, divisors), final.trace, pad)
@@ -137,37 +137,57 @@ def beam(
 
 def _first(
     step: Step, cache: PyTree, start: jax.Array, end: int, max_length: int, width: int
-) -> tuple[_Beam, list[bool]]:
-    """The state before the first step: one live hypothesis an example, of probability 1; and the constant leaves."""
+) -> tuple[_Prolong, _Beam]:
+    """The step of all hypotheses, and the state before the first: one live hypothesis an example, of probability 1."""
     batch = start.shape[0]
     check(cache, batch, max_length)
-    cache, last = jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=0), (cache, start))
-    alignment, constant = preview(step, cache, last, end)
+    alignment, constant = preview(step, cache, start, end)
+    prolong, moving = _widened(step, cache, constant, width)
     places = jnp.zeros((batch, width), jnp.int32)
     live = jnp.full((batch, width), -jnp.inf, jnp.float32)
-    return _Beam(
+    return prolong, _Beam(
         written=jnp.int32(0),
-        cache=cache,
+        cache=moving,
         live=live.at[:, 0].set(0),
-        last=last.reshape(batch, width),
+        last=jnp.repeat(start[:, None], width, axis=1),
         ended=_Ended(live, places, places, places),
-        trace=_Trace(*stacked((last, last, alignment), (max_length, batch, width))),
-    ), constant
+        trace=_Trace(*stacked((start, start, alignment), (max_length, batch, width))),
+    )
 
 
-def _advance(step: Step, state: _Beam, constant: list[bool], end: int, divisors: jax.Array) -> _Beam:
+def _widened(step: Step, cache: PyTree, constant: list[bool], width: int) -> tuple[_Prolong, list[jax.Array]]:
+    """`step` of K hypotheses, `(moving, tokens [B, K]) -> (logits [B, K, N], moving, alignment)`, and its start.
+
+    `moving` is what changes in the cache, leaves [B, K, ...]; what does not is there once for all K.
+    """
+    leaves, structure = jax.tree.flatten(cache)
+
+    def changing(leaves: list[jax.Array]) -> list[jax.Array]:
+        return [leaf for leaf, same in zip(leaves, constant, strict=True) if not same]
+
+    def one(moving: list[jax.Array], tokens: jax.Array) -> tuple[jax.Array, list[jax.Array], PyTree]:
+        left = iter(moving)
+        whole = [leaf if same else next(left) for leaf, same in zip(leaves, constant, strict=True)]
+        logits, after, alignment = step(jax.tree.unflatten(structure, whole), tokens)
+        after = jax.tree.map(lambda _, leaf: leaf, cache, after)  # raises where the structures differ
+        return logits, changing(jax.tree.leaves(after)), alignment
+
+    start = [jnp.repeat(jnp.expand_dims(leaf, 1), width, axis=1) for leaf in changing(leaves)]
+    return jax.vmap(one, in_axes=1, out_axes=1), start
+
+
+def _advance(prolong: _Prolong, state: _Beam, end: int, divisors: jax.Array) -> _Beam:
     """One step: prolong, rank, and sort the candidates into ended and live."""
-    batch, width = state.live.shape
-    logits, cache, alignment = step(state.cache, state.last.reshape(-1))
-    scores, tokens, parents = _candidates(log_probabilities(logits).reshape(batch, width, -1), state.live)
+    logits, cache, alignment = prolong(state.cache, state.last)
+    scores, tokens, parents = _candidates(log_probabilities(logits), state.live)
     ending = tokens == end
     lengths = jnp.full_like(tokens, state.written + 1)
     ended = _Ended(jnp.where(ending, scores / divisors[state.written], -jnp.inf), lengths, tokens, parents)
-    live, places = lax.top_k(jnp.where(ending, -jnp.inf, scores), width)
+    live, places = lax.top_k(jnp.where(ending, -jnp.inf, scores), state.live.shape[1])
     tokens, parents = _pick((tokens, parents), places)
     return _Beam(
         written=state.written + 1,
-        cache=_reorder(cache, parents, constant),
+        cache=_pick(cache, parents),
         live=live,
         last=tokens,
         ended=_best(state.ended, ended),
@@ -197,18 +217,6 @@ def _best(ended: _Ended, more: _Ended) -> _Ended:
     both = jax.tree.map(lambda one, other: jnp.concatenate([one, other], axis=1), ended, more)
     _, places = lax.top_k(both.scores, ended.scores.shape[1])
     return _pick(both, places)
-
-
-def _reorder(cache: PyTree, parents: jax.Array, constant: list[bool]) -> PyTree:
-    """Gives each live hypothesis its parent's cache; leaves [B*K, ...] that never change are the same for all K."""
-    batch, width = parents.shape
-    rows = (jnp.arange(batch, dtype=parents.dtype)[:, None] * width + parents).reshape(-1)
-    leaves, structure = jax.tree.flatten(cache)
-    moved = [
-        leaf if same else leaf.at[rows].get(mode="promise_in_bounds")
-        for leaf, same in zip(leaves, constant, strict=True)
-    ]
-    return jax.tree.unflatten(structure, moved)
 
 
 def _end_all(state: _Beam, divisors: jax.Array) -> _Ended:

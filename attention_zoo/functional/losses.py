@@ -1,6 +1,7 @@
 """Losses of token sequences, divided by the number of real tokens, never by the padded size."""
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -65,7 +66,7 @@ def projected_cross_entropy(
     targets: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
     label_smoothing: float = 0.0,
-    rows: int = 512,
+    rows: int = 256,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """`cross_entropy` of the logits `x_t W + b`, which never exist whole: a few steps at a time.
 
@@ -97,14 +98,16 @@ def projected_cross_entropy(
 def _slices(array: jax.Array, rows: int) -> jax.Array:
     """[B, T, ...] to [slices, B, steps, ...], about `rows` rows each, the last one filled up with zeros."""
     batch, steps = array.shape[:2]
-    count = max(1, min(steps, -(-batch * steps // rows)))
-    each = -(-steps // count)
+    each = max(1, steps // max(1, -(-batch * steps // rows)))
+    count = max(1, -(-steps // each))
     padded = jnp.pad(array, ((0, 0), (0, each * count - steps), *[(0, 0)] * (array.ndim - 2)))
     return jnp.moveaxis(padded.reshape(batch, count, each, *array.shape[2:]), 1, 0)
 
 
-def _slice(smoothing: float, kernel: Any, bias: Any, features: Any, targets: Any, mask: Any) -> tuple[Any, ...]:
-    """Sums of one slice: loss and right tokens; and the logits' gradient of the summed loss, [B, t, N]."""
+def _slice(
+    smoothing: float, count: Any, kernel: Any, bias: Any, features: Any, targets: Any, mask: Any
+) -> tuple[Any, ...]:
+    """Sums of one slice: loss and right tokens; and the logits' gradient of the loss over `count` tokens, [B, t, N]."""
     logits = (features.reshape(-1, features.shape[-1]) @ kernel + bias[None]).reshape(*mask.shape, -1)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     top = logits.max(-1, keepdims=True)
@@ -115,10 +118,19 @@ def _slice(smoothing: float, kernel: Any, bias: Any, features: Any, targets: Any
     losses = jnp.log(total) + top - smoothed
     real = mask[..., None]
     chosen = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
-    gradient = exponentials * jnp.where(real, 1 / total, 0) - jnp.where(chosen & real, 1 - smoothing, 0)
+    each = 1 / count.astype(logits.dtype)
+    gradient = exponentials * jnp.where(real, each / total, 0) - jnp.where(chosen & real, (1 - smoothing) * each, 0)
     if smoothing:
-        gradient -= jnp.where(real, smoothing / logits.shape[-1], 0)
+        gradient -= jnp.where(real, smoothing / logits.shape[-1] * each, 0)
     return jnp.sum(losses, where=real), jnp.sum(token == top, where=real, dtype=jnp.int32), gradient
+
+
+def _add_product(total: Any, x: Any, flat: Any, blocks: int = 4) -> Any:
+    """`total + x^T flat` a few rows of total [D, N] at a time: XLA holds a product before it is added."""
+    bounds = [number * x.shape[1] // blocks for number in range(blocks + 1)]
+    for start, stop in pairwise(bounds):
+        total, flat = jax.lax.optimization_barrier((total.at[start:stop].add(x[:, start:stop].T @ flat), flat))
+    return total
 
 
 def _nothing(features: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -130,34 +142,36 @@ def _nothing(features: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _projected(
     smoothing: float, rows: int, features: Any, kernel: Any, bias: Any, targets: Any, mask: Any
 ) -> tuple[Any, Any]:
+    count = jnp.maximum(mask.sum(), 1)
+
     def step(sums: Any, slices: Any) -> Any:
-        loss, right, _ = _slice(smoothing, kernel, bias, *slices)
+        loss, right, _ = _slice(smoothing, count, kernel, bias, *slices)
         return (sums[0] + loss, sums[1] + right), None
 
     sums, _ = jax.lax.scan(step, _nothing(features), [_slices(array, rows) for array in (features, targets, mask)])
-    count = jnp.maximum(mask.sum(), 1)
     return sums[0] / count, sums[1] / count
 
 
 def _projected_forward(
     smoothing: float, rows: int, features: Any, kernel: Any, bias: Any, targets: Any, mask: Any
 ) -> tuple[Any, Any]:
+    count = jnp.maximum(mask.sum(), 1)
+
     def step(sums: Any, slices: Any) -> Any:
-        loss, right, d_logits = _slice(smoothing, kernel, bias, *slices)
+        # Divided by count here, the sums are the gradients themselves: no pass over the kernel and no copy afterwards.
+        loss, right, d_logits = _slice(smoothing, count, kernel, bias, *slices)
         flat, x = d_logits.reshape(-1, kernel.shape[1]).astype(kernel.dtype), slices[0].reshape(-1, kernel.shape[0])
-        added = (sums[0] + loss, sums[1] + right, sums[2] + x.T @ flat, sums[3] + flat.sum(0))
+        added = (sums[0] + loss, sums[1] + right, _add_product(sums[2], x, flat), sums[3] + flat.sum(0))
         return added, (flat @ kernel.T).reshape(slices[0].shape)
 
     zeros = (*_nothing(features), jnp.zeros_like(kernel), jnp.zeros_like(bias))
     sums, d_features = jax.lax.scan(step, zeros, [_slices(array, rows) for array in (features, targets, mask)])
     d_features = jnp.moveaxis(d_features, 0, 1).reshape(len(features), -1, features.shape[-1])
-    count = jnp.maximum(mask.sum(), 1)
-    return (sums[0] / count, sums[1] / count), (d_features[:, : features.shape[1]], sums[2], sums[3], count)
+    return (sums[0] / count, sums[1] / count), (d_features[:, : features.shape[1]], sums[2], sums[3])
 
 
 def _projected_backward(smoothing: float, rows: int, residuals: Any, gradients: Any) -> tuple[Any, ...]:
-    *sums, count = residuals
-    return *(share * (gradients[0] / count).astype(share.dtype) for share in sums), None, None
+    return *(share * gradients[0].astype(share.dtype) for share in residuals), None, None
 
 
 _projected.defvjp(_projected_forward, _projected_backward)

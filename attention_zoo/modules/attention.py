@@ -14,9 +14,11 @@ from flax.linen.dtypes import promote_dtype
 from attention_zoo.functional.alignment import Alignment, softmax
 from attention_zoo.functional.attend import attend
 from attention_zoo.functional.loop import scan
+from attention_zoo.functional.scores import scaled_dot
 from attention_zoo.modules.alignment import NOISE, Aligner
 from attention_zoo.modules.memory import Memory
 from attention_zoo.modules.past import Past
+from attention_zoo.modules.scores import ScaledDot
 from attention_zoo.notation import Array, Bool, Float, checked
 
 
@@ -102,7 +104,9 @@ class Attention(nn.Module):
         queries, keys, values = promote_dtype(queries, memory.keys, memory.values, dtype=self.score.dtype)
         if not isinstance(self.alignment, Aligner):
             mask = memory.mask[..., None, :]
-            read = {"score": self.score, "align": self.alignment, "implementation": self.implementation}
+            # `attend` knows the score that has fused paths as a function.
+            score = scaled_dot if isinstance(self.score, ScaledDot) else self.score
+            read = {"score": score, "align": self.alignment, "implementation": self.implementation}
             return *attend(queries, keys, values, mask, **read), state
         if state is None and self.start(memory) is not None:
             raise ValueError("this alignment carries a state: it needs the last one, or that of `start`; got None")

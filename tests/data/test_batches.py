@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from attention_zoo.data.batches import (
     FILLER,
+    MOST_BUCKETS,
+    MOST_PADDING,
     Batches,
     Ragged,
     Table,
@@ -14,6 +16,7 @@ from attention_zoo.data.batches import (
     bucket_of,
     bucket_shapes,
     draw_plan,
+    padding,
 )
 
 lengths = st.lists(st.integers(1, 23), min_size=1, max_size=40).map(np.array)
@@ -54,6 +57,22 @@ def test_very_long_rows_get_widths_that_hold_them():
     sizes = np.array([3, 700, 9_001, 10_007])
     assert boundaries(sizes, 3)[-1] >= 10_007
     assert bucket_shapes(sizes, sizes, 3)[-1] == (10_007, 10_007)
+
+
+def test_padding_by_hand():
+    source, target = np.array([1, 3, 5]), np.array([2, 2, 1])
+    assert padding(source, target, [(5, 2)]) == pytest.approx(7 / 21)
+    assert padding(source, target, [(1, 2), (5, 2)]) == pytest.approx(3 / 17)
+
+
+@given(lengths, lengths)
+def test_unless_told_there_are_as_few_buckets_as_leave_little_padding(source, target):
+    pairs = min(len(source), len(target))
+    source, target = source[:pairs], target[:pairs]
+    shapes = bucket_shapes(source, target)
+    every = [padding(source, target, bucket_shapes(source, target, count)) for count in range(1, MOST_BUCKETS + 1)]
+    few = [count for count, waste in enumerate(every, start=1) if waste <= MOST_PADDING]
+    assert shapes == bucket_shapes(source, target, few[0] if few else MOST_BUCKETS)
 
 
 @given(st.lists(st.tuples(st.integers(1, 19), st.integers(1, 19)), min_size=1, max_size=40), st.integers(1, 5))

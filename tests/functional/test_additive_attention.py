@@ -9,7 +9,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from attention_zoo.functional import masks, scores
-from attention_zoo.functional.additive_attention import _powers, _tanh_of_sum, additive_attention
+from attention_zoo.functional.additive_attention import _powers, _sum_of_slopes, _tanh_of_sum, additive_attention
 from attention_zoo.functional.attend import attend
 
 B, T, S, D, V = 2, 7, 5, 11, 3
@@ -84,8 +84,17 @@ def test_gradient_equals_finite_differences_with_dropout(float64):
 def test_the_quick_tanh_is_one_to_float32_rounding():
     x = jnp.concatenate([-jnp.geomspace(1e-6, 42.9, 401)[::-1], jnp.geomspace(1e-6, 42.9, 401)])[:, None]
     exact = np.tanh(np.add.outer(np.asarray(x, np.float64)[:, 0], np.asarray(x, np.float64)[:, 0]))
-    found = compiled(_tanh_of_sum)(x, x, (_powers(x), _powers(x)), jnp.array(True))[..., 0]
+    found = compiled(_tanh_of_sum)(x, x, _powers(x), jnp.array(True))[..., 0]
     assert np.abs(found - exact).max() < 2**-22  # four units of the last place of one
+
+
+@pytest.mark.parametrize(("steps", "source"), [(3, 67), (131, 2), (64, 1)])
+def test_sums_of_slopes_at_sizes_below_and_above_the_terms_of_one_loop(steps, source, float64):
+    weights, hidden = [np.random.default_rng(0).random(s) for s in ((steps, source), (steps, source, D))]
+    terms = weights[..., None] * (1 - hidden**2)
+    for axis in (0, 1):
+        found = compiled(partial(_sum_of_slopes, axis=axis))(weights, hidden)
+        np.testing.assert_allclose(found, terms.sum(axis), rtol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1e-4, 0.3, 3, 40, 60, 1e4])

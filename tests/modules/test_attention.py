@@ -205,6 +205,19 @@ def test_queries_without_an_axis_of_steps_are_an_error_that_names_them():
         Attention(Dot()).apply({}, draw(V), memory)
 
 
+def test_scaled_dot_with_softmax_has_fused_paths_and_no_other_score():
+    queries, values = sources("scaled_dot")
+    mask = masks.within(LENGTHS, S)
+    plain, _, _ = Attention(ScaledDot()).apply({}, queries, values, mask, method="over")
+    context, alignment, _ = Attention(ScaledDot(), implementation="chunked").apply(
+        {}, queries, values, mask, method="over"
+    )
+    assert alignment is None
+    np.testing.assert_allclose(context, plain, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="is for scaled_dot with softmax alone"):
+        Attention(Dot(), implementation="chunked").apply({}, queries, values, mask, method="over")
+
+
 def test_unknown_implementation_is_refused():
     queries, values = sources("dot")
     with pytest.raises(ValueError, match="implementation is one of"):

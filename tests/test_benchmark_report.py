@@ -1,0 +1,150 @@
+"""What the machines measured is what README and docs show: recording, merging, the tables, and the pages themselves."""
+
+import json
+
+import pytest
+
+from attention_zoo.training.errors import UserError
+from benchmarks import __main__ as command
+from benchmarks import additive, attention, record, report
+from benchmarks.__main__ import main
+from benchmarks.rows import Row
+from tests.measured import ROOFS, result, row
+
+
+def measured(**others):
+    return Row(**{name: one for name, one in row(**others).items() if name != "run"}, low_ms=6.0, high_ms=8.0)
+
+
+def test_the_pages_show_what_the_machines_measured(capsys):
+    """Mended by `python -m benchmarks report`."""
+    assert main(["report", "--check"]) == 0, capsys.readouterr().err
+
+
+def test_every_result_is_whole_and_named_after_its_machine():
+    for path in record.RESULTS.iterdir():
+        found = record.read(path)
+        assert path.name == f"{record.slug(found['machine'])}.json"
+        assert {name for run in found["runs"].values() for name in run} <= {"versions", "roofs", "note"}
+
+
+def test_new_rows_replace_those_measured_beside_each_other_and_no_others():
+    old = result(row(), row("peer", 2.0), row(case="B3", run="two"), row(dtype="bfloat16"))
+    new = [{**row(), "median_ms": 5.0}, row("other", 3.0)]
+    found = record.merged(old, new, "now", {"versions": {}, "roofs": {}})
+    assert [(one["implementation"], one["case"], one["dtype"], one["run"]) for one in found["rows"]] == [
+        ("attention_zoo", "B2", "float32", "now"),
+        ("other", "B2", "float32", "now"),
+        ("attention_zoo", "B3", "float32", "two"),
+        ("attention_zoo", "B2", "bfloat16", "one"),
+    ]
+    assert found["rows"][0]["median_ms"] == 5.0 and found["runs"].keys() == {"one", "two", "now"}
+    again = record.merged(found, [row(dtype="bfloat16")], "later", {})
+    assert again["runs"].keys() == {"two", "now", "later"}
+
+
+def test_recorded_rows_are_read_again_and_those_of_other_runs_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "machine", lambda: "Abacus, 1 core")
+    first, second = measured(case="B2"), measured(case="B3")
+    path = record.record([first], ROOFS, tmp_path)
+    assert path == tmp_path / "abacus-1-core.json" and record.record([second], {}, tmp_path) == path
+    (found,) = record.read_all(tmp_path).values()
+    assert [one["case"] for one in found["rows"]] == ["B2", "B3"]
+    assert found["rows"][0]["roof"] is None and found["rows"][0]["high_ms"] == 8.0
+    assert {"jax", "flax"} <= next(iter(found["runs"].values()))["versions"].keys()
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', json.dumps({**result(row()), "runs": {}})])
+def test_a_damaged_result_is_one_sentence_and_stays(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "machine", lambda: "Abacus")
+    (tmp_path / "abacus.json").write_text(text)
+    with pytest.raises(UserError, match=r"abacus\.json holds no results of a machine"):
+        record.record([], {}, tmp_path)
+    assert (tmp_path / "abacus.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("model name\t: Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz", "Intel Xeon E5-2686 v4"),
+        ("model name\t: AMD EPYC Processor", "AMD EPYC"),
+    ],
+)
+def test_a_processors_name_has_no_trade_marks(line, name, tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\n{line}\nflags\t: fpu\n")
+    assert record.processor_name(file) == name
+    assert record.slug("AMD EPYC 7B13, 2 cores") == "amd-epyc-7b13-2-cores"
+
+
+def test_the_command_records_and_refuses_what_is_only_a_try(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "roofs", lambda dtype: {**ROOFS, "of": dtype})
+    assert main(["additive", "--sizes", "small", "--record"]) == 2
+    assert "error: --record keeps what was measured at the sizes paper and long" in capsys.readouterr().err
+    rows = [measured(benchmark="additive"), measured(benchmark="additive", implementation="peer")]
+    monkeypatch.setattr(additive, "benchmark", lambda size, repetitions, **options: rows)
+    given = ["additive", "--sizes", "paper", "--dtype", "bfloat16", "--peers", "plain JAX"]
+    assert main(given) == 0 and not list(tmp_path.iterdir())
+    assert main([*given, "--record"]) == 0
+    (found,) = record.read_all(tmp_path).values()
+    assert [one["implementation"] for one in found["rows"]] == ["attention_zoo", "peer"]
+    assert [run["roofs"]["of"] for run in found["runs"].values()] == ["bfloat16"]
+
+
+def test_what_was_measured_outlives_a_benchmark_that_fails(tmp_path, monkeypatch, capsys):
+    def failing(size, repetitions, **options):
+        raise UserError("attention: peer differs")
+
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "roofs", lambda dtype: ROOFS)
+    monkeypatch.setattr(additive, "benchmark", lambda size, repetitions, **options: [measured()])
+    monkeypatch.setattr(attention, "benchmark", failing)
+    assert main(["additive", "attention", "--sizes", "paper", "--record"]) == 2
+    assert "attention: peer differs" in capsys.readouterr().err
+    (found,) = record.read_all(tmp_path).values()
+    assert len(found["rows"]) == 1
+
+
+def test_a_page_keeps_all_but_its_tables():
+    page = (
+        "Before.\n<!-- benchmarks: a -->\nold\n<!-- end -->\nBetween `<!-- benchmarks: x`.\n"
+        "<!-- benchmarks: b -->\n<!-- end -->"
+    )
+    made = {"a": lambda results: "A", "b": lambda results: "B"}
+    new = report.filled(page, {}, "page", made)
+    assert new == (
+        "Before.\n<!-- benchmarks: a -->\n\nA\n\n<!-- end -->\nBetween `<!-- benchmarks: x`.\n"
+        "<!-- benchmarks: b -->\n\nB\n\n<!-- end -->"
+    )
+    assert report.filled(new, {}, "page", made) == new
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        ("<!-- benchmarks: a -->\nold\n<!-- benchmarks: a -->\n<!-- end -->", "page: a table between .* is not closed"),
+        ("<!-- benchmarks: a -->\nold", "page: a table between .* is not closed"),
+        ("<!-- benchmarks: b -->\n<!-- end -->", "there is no table 'b'; there are a."),
+    ],
+)
+def test_a_page_with_a_wrong_table_is_refused(page, sentence):
+    with pytest.raises(UserError, match=sentence):
+        report.filled(page, {}, "page", {"a": lambda results: "A"})
+
+
+def test_report_mends_what_check_finds(tmp_path, monkeypatch, capsys):
+    drawn = {}
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.update({path.name: len(figure.axes)}))
+    (tmp_path / "docs").mkdir()
+    stale = "<!-- benchmarks: machines -->\n<!-- end -->\n"
+    for page in (tmp_path / "README.md", tmp_path / "docs" / "page.md"):
+        page.write_text(stale)
+    assert main(["report", "--check"]) == 1 and not drawn
+    assert [line.partition(" ")[0] for line in capsys.readouterr().err.splitlines()] == ["README.md", "docs/page.md"]
+    assert (tmp_path / "README.md").read_text() == stale
+    assert main(["report"]) == 0 and main(["report", "--check"]) == 0
+    assert "| Intel Xeon, 2 cores | " in (tmp_path / "docs" / "page.md").read_text()
+    assert drawn.items() >= {"cost.png": 6, "variance.png": 1}.items()

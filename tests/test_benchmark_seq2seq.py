@@ -1,0 +1,43 @@
+"""The seq2seq benchmark at its smallest size: PyTorch's translator gives the same loss, and what the work needs."""
+
+import jax
+import pytest
+
+from attention_zoo.models import seq2seq as preset
+from attention_zoo.training.errors import UserError
+from benchmarks import seq2seq, seq2seq_pytorch
+
+
+def test_pytorch_agrees_and_its_weights_go_on(monkeypatch):
+    pytest.importorskip("torch")
+    found = []
+    monkeypatch.setattr(seq2seq, "compare", lambda *given, **options: found.extend(given[3]))
+    seq2seq.benchmark("small", 1, peers=["PyTorch"])
+    ours, theirs = found
+    assert [one.implementation for one in found] == ["attention_zoo", "PyTorch"] and not theirs.jitted
+    expected = ours.compared(jax.jit(ours.work)(*ours.arguments))
+    losses = []
+    for _ in range(3):
+        result = theirs.work(*theirs.arguments)
+        losses.append(float(result["loss"]))
+        compared = theirs.compared(result)
+        assert compared.keys() == expected.keys() == {"loss", "gradient_norm"}
+        assert all(compared[name] == pytest.approx(float(expected[name]), rel=1e-5) for name in expected)
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_a_pytorch_model_of_other_weights_is_not_timed(monkeypatch):
+    pytest.importorskip("torch")
+    right = seq2seq_pytorch._lstm
+    monkeypatch.setattr(seq2seq_pytorch, "_lstm", lambda layer, kernel: right(layer, 1.01 * kernel))
+    with pytest.raises(UserError, match="PyTorch differs from attention_zoo"):
+        seq2seq.benchmark("small", 1, peers=["PyTorch"])
+
+
+def test_the_operations_are_those_of_every_kernel_and_row():
+    model = preset("translator", **seq2seq.SIZES["small"]["fields"])
+    arguments = [jax.ShapeDtypeStruct(shape, "int32") for shape in ((2, 3), (2,), (2, 3))]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"]
+    once = {"source_embedding", "target_embedding", "bridges_0"}  # looked up, or used once a sequence
+    weights = jax.tree.leaves({name: layer for name, layer in shapes.items() if name not in once})
+    assert seq2seq._products(model, rows=7) == 2 * 7 * sum(leaf.size for leaf in weights if leaf.ndim == 2)
