@@ -82,8 +82,10 @@ def run(
         raise UserError(f"{json_file} cannot be written: there is no folder {json_file.parent}")
     if figure is not None:
         _check_figure(figure, chosen, wanted)
-    if record and "small" in wanted:
-        raise UserError("--record keeps what was measured at the sizes paper and long; small is for a try")
+    if record and ("small" in wanted or repetitions < FEWEST or peers is not None):
+        raise UserError(
+            f"--record keeps what was measured at the sizes paper and long, {FEWEST} times at least, beside all peers"
+        )
     if repetitions < FEWEST:
         print(f"below {FEWEST} repetitions a median has no 95 % interval: it stays empty", file=sys.stderr)
     rows: list[Row] = []

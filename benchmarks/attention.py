@@ -52,6 +52,9 @@ class Entrant:
         """It, at one case's work, on arrays of [B, H, T, D]."""
         placed = tuple(jnp.swapaxes(array, 1, self.axis) for array in arrays)
         if self.torch:
+            if "window" in options:  # as a mask, made beforehand
+                steps = arrays[0].shape[2]
+                options = {"mask": masks.window(steps, steps, *options["window"])}
             attention = partial(self.attention, **pytorch.tensors(options))
             return pytorch.contestant(name, partial(TORCH_WORK[direction], attention), placed)
         work = partial(WORK[direction], partial(self.attention, **options))
@@ -135,7 +138,7 @@ def _options(case: str, batch: int, steps: int) -> tuple[dict[str, Any], float]:
     if case == "causal":
         return {"causal": True}, everything / 2
     if case == "windowed":
-        return {"causal": True, "window": (width - 1, 0)}, float(steps * width)
+        return {"causal": True, "window": (width - 1, 0)}, steps * width - width * (width - 1) / 2
     if case == "masked":
         lengths = np.random.default_rng(1).integers(steps // 2, steps + 1, batch)
         return {"mask": masks.padding(jnp.asarray(lengths), steps)[:, None]}, float(steps * lengths.mean())
@@ -166,9 +169,7 @@ def _tokamax() -> Entrant:
     attention = import_module("tokamax").dot_product_attention
 
     def entered(*arrays: Any, mask: Any = None, causal: bool = False, window: Any = None) -> jax.Array:
-        if window is not None:
-            mask, causal = _whole_mask(arrays[0], mask, causal, window), False
-        return attention(*arrays, mask=mask, is_causal=causal)
+        return attention(*arrays, mask=mask, is_causal=causal, local_window_size=window)
 
     return Entrant(entered)
 
@@ -176,12 +177,8 @@ def _tokamax() -> Entrant:
 def _pytorch() -> Entrant:
     torch = pytorch.load()
 
-    def entered(
-        queries: Any, keys: Any, values: Any, mask: Any = None, causal: bool = False, window: Any = None
-    ) -> Any:
+    def entered(queries: Any, keys: Any, values: Any, mask: Any = None, causal: bool = False) -> Any:
         grouped = queries.shape[1] != keys.shape[1]
-        if window is not None:
-            mask, causal = torch.from_numpy(np.array(masks.window(*2 * (queries.shape[2],), *window))), False
         return torch.nn.functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped
         )

@@ -88,7 +88,7 @@ def measure(task: Task, width: int, repetitions: int, peers: dict[str, Callable[
     case = f"{'greedy' if width == 1 else f'beam {width}'} B{len(task.source)} S{task.source.shape[1]}"
     tolerance = TOLERANCES["float32"]
     rows = compare("decode", case, "forward", contestants, tolerance=tolerance, repetitions=repetitions)
-    rates = [round(1e3 * counts[row.implementation] / row.median_ms) for row in rows]
+    rates = [round(1e3 * counts[row.implementation] / max(row.median_ms, 1e-2)) for row in rows]
     return [DecodeRow(**asdict(row), tokens_per_second=rate) for row, rate in zip(rows, rates, strict=True)]
 
 
@@ -168,8 +168,7 @@ def plain_beam(
     task: Task, width: int, params: Any, source: jax.Array, lengths: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The best of K hypotheses, tokens [B, T] and scores [B], with the semantics of `functional.beam.beam`."""
-    repeated = [jnp.repeat(array, width, 0) for array in (source, lengths)]
-    cache = _start(task.model, params, *repeated)
+    cache = jax.tree.map(lambda leaf: jnp.repeat(leaf, width, 0), _start(task.model, params, source, lengths))
     tokens = jnp.full((len(source), width, task.max_length + 1), START)
     ended = Hypotheses(jnp.full((len(source), width), -jnp.inf), tokens)
     live, step = Hypotheses(ended.scores.at[:, 0].set(0), tokens), 0

@@ -26,7 +26,7 @@ from attention_zoo.training.classification import class_loss
 from attention_zoo.training.glimpses import hybrid_loss
 from attention_zoo.training.step import TrainState, train_step
 from benchmarks.harness import Contestant, compare
-from benchmarks.peers import OURS, Peers, bring
+from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
 
 # Canvases a batch, their sides, and the glimpses: how many, of which size at how many scales.
@@ -64,7 +64,7 @@ PEERS: Peers = {
 
 def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
     """Rows of every side, both directions and all models; the glimpse model is the first of each."""
-    canvases, sides, (glimpses, patch, scales) = SIZES[size]
+    canvases, sides, (glimpses, patch, scales) = SIZES[known(size, SIZES, "size")]
     looking = RecurrentAttention(CLASSES, glimpses=glimpses, size=patch, scales=scales)
     models: dict[str, nn.Module] = {OURS: looking, **bring(PEERS, peers)}
     rows: list[Row] = []

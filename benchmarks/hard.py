@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.estimators import ESTIMATORS, EXACT, expected_rewards, model
 from benchmarks.harness import Contestant, compare
-from benchmarks.peers import Peers
+from benchmarks.peers import Peers, known
 from benchmarks.rows import Row, print_table
 
 # Rows B, words T, locations S; the gradients drawn of each estimator; and the rows that a gradient is timed with.
@@ -47,7 +47,7 @@ class EstimatorRow(Row):
 
 def benchmark(size: str = "paper", repetitions: int = 15) -> list[Row]:
     """One row for every estimator; soft attention, which all times are relative to, is the first."""
-    rows, words, locations, samples, timed_rows = SIZES[size]
+    rows, words, locations, samples, timed_rows = SIZES[known(size, SIZES, "size")]
     params, batch = model(rows, words, locations)
     batch["expected_rewards"] = jax.jit(expected_rewards)(params, batch)
     wide = {**batch, **{name: jnp.repeat(batch[name], timed_rows // rows, 0) for name in ("annotations", "target")}}

@@ -59,8 +59,7 @@ def compare(
                 f"{benchmark}, {case}: {one.implementation} differs from {contestants[0].implementation} by "
                 f"{error:.1e} (tolerance {tolerance:.0e}); not timed"
             )
-    rounds = [[1e3 * seconds(run, one.arguments) for run, one in zip(compiled, contestants, strict=True)]
-              for _ in range(1 + repetitions)]  # fmt: skip
+    rounds = [_round(compiled, contestants, first) for first in range(1 + repetitions)]
     times = np.array(rounds[1:])  # the first round warms up
     roof, least = under_roof(needs or {}, dtype)
     rows = []
@@ -107,6 +106,14 @@ def median_with_interval(values: np.ndarray) -> tuple[float, float | None, float
     return median, round(float(ordered[low]), 3), round(float(ordered[high]), 3)
 
 
+def _round(compiled: Sequence[Any], contestants: Sequence[Contestant], first: int) -> list[float]:
+    """The milliseconds of each; who comes first, and after whom, changes from round to round."""
+    times = [0.0] * len(contestants)
+    for number in np.roll(range(len(contestants)), -first):
+        times[number] = 1e3 * seconds(compiled[number], contestants[number].arguments)
+    return times
+
+
 def _compile(contestant: Contestant) -> tuple[Any, float]:
     """What to call, and the seconds of JAX's compilation, or of the first call of another."""
     began = time.perf_counter()
@@ -119,13 +126,15 @@ def _compile(contestant: Contestant) -> tuple[Any, float]:
 
 
 def _error(result: Any, reference: Any) -> float:
-    """The largest difference of any leaf, relative to the largest value of that leaf."""
+    """The largest difference of any leaf, relative to the largest value of that leaf; infinite between two shapes."""
 
     def one(leaf: Any, expected: Any) -> float:
         leaf, expected = np.asarray(leaf, np.float64), np.asarray(expected, np.float64)
+        if leaf.shape != expected.shape:
+            return float("inf")
         return float(np.abs(leaf - expected).max() / max(np.abs(expected).max(), 1e-30))
 
-    return max(jax.tree.leaves(jax.tree.map(one, result, reference)))
+    return float(np.max(jax.tree.leaves(jax.tree.map(one, result, reference))))  # NaN where any is NaN
 
 
 def _cost(compiled: Any) -> dict[str, Any]:

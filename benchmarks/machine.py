@@ -46,7 +46,12 @@ def seconds(run: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
 
 
 def peak(run: Callable[..., Any], arguments: tuple[Any, ...]) -> int | None:
-    """How many bytes a call adds to the resident memory of this process at its peak; None where Linux does not tell."""
+    """How many bytes a call adds to the resident memory of this process at its peak.
+
+    None where Linux does not tell, or where the memory is that of an accelerator.
+    """
+    if jax.default_backend() != "cpu":
+        return None
     try:
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS")

@@ -1,11 +1,12 @@
 """The results of a machine, in one file: what a command measured goes to `benchmarks/results/DEVICE.json`.
 
 A file holds `{machine, device, runs{}, rows[]}`. A row is one of `--json`, with `run`: the run that measured it, whose
-`versions` and `roofs` stand in `runs` under the time it ended at, in UTC.
+`commit`, `versions` and `roofs` stand in `runs` under the time it ended at, in UTC.
 """
 
 import json
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -35,7 +36,7 @@ def record(rows: Sequence[Row], roofs: Mapping[str, float], folder: Path | None 
     """
     path = (folder or RESULTS) / f"{slug(machine())}.json"
     there = read(path) if path.exists() else {"machine": machine(), "device": device(), "runs": {}, "rows": []}
-    run = {"versions": {**versions(), **_peers()}, "roofs": dict(roofs)}
+    run = {"commit": commit(), "versions": {**versions(), **_peers()}, "roofs": dict(roofs)}
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     whole = merged(there, [asdict(row) for row in rows], ended, run)
     try:
@@ -95,6 +96,16 @@ def processor_name(file: Path = Path("/proc/cpuinfo")) -> str:
         found = None
     name = found[1] if found else processor()
     return " ".join(re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*", " ", name).split()) or "CPU"
+
+
+def commit(folder: Path = RESULTS) -> str | None:
+    """What was measured, as git names it, with a plus where files differ from it; None where there is no git."""
+    try:
+        words = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def slug(name: str) -> str:

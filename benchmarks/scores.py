@@ -7,7 +7,7 @@ the time over that of plain dot-product attention, which is measured beside ever
 
 A `growth` is the exponent of a doubling, log2 of the quotient: 1 is linear. Times were measured in turn with those of
 the base. Operations (`flops`, in which the compiler counts no tanh and no exp) and temporaries are exact, with one
-reservation: of a loop (`loop`) the compiler counts the body once, so that they miss what its turns repeat.
+reservation: of a loop (`loop`) the compiler counts the body once, so that operations miss what its turns repeat.
 """
 
 import math

@@ -22,7 +22,7 @@ from attention_zoo.functional.masks import within
 from attention_zoo.models import Seq2Seq, seq2seq
 from benchmarks import pytorch, seq2seq_pytorch
 from benchmarks.harness import Contestant, compare
-from benchmarks.peers import OURS, Peers, bring
+from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
 
 SIZES = {
@@ -107,7 +107,7 @@ class PlainTranslator(nn.Module):
 
 def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
     """One row each for attention_zoo and the peers: forward, gradient and an Adam update."""
-    setting = SIZES[size]
+    setting = SIZES[known(size, SIZES, "size")]
     model = seq2seq("translator", **setting["fields"])
     batch = _batch(model, setting["batch"], setting["steps"])
     params = jax.jit(model.init)(jax.random.key(0), *batch[:3])["params"]

@@ -13,7 +13,7 @@ def contestant(name: str, params: Any, batch: Any, learning_rate: float) -> Cont
     torch = pytorch.load()
     net = _translator(torch, params)
     trained = [weight for weight in net.parameters() if weight.requires_grad]
-    optimizer = torch.optim.Adam(trained, learning_rate)
+    optimizer = torch.optim.Adam(trained, learning_rate, fused=True)
     first: dict[str, Any] = {}
     norm = torch.nn.utils.get_total_norm
 

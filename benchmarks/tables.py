@@ -129,6 +129,7 @@ def machines(results: Results) -> str:
                     machine,
                     ", ".join(names),
                     ended[:10],
+                    run.get("commit") or "",
                     ", ".join([f"jax {versions['jax']}", f"Python {versions['python']}", *peers]),
                     f"{roofs['matmul_gflops']:.0f} GFLOP/s",
                     f"{roofs['copy_gb_per_s']:.1f} GB/s",
@@ -136,7 +137,7 @@ def machines(results: Results) -> str:
                     run.get("note", ""),
                 )
             )
-    heads = "machine", "benchmarks", "measured", "versions", "matrix product", "copy", "tanh", "note"
+    heads = "machine", "benchmarks", "measured", "commit", "versions", "matrix product", "copy", "tanh", "note"
     return markdown(heads, lines)
 
 

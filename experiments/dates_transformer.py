@@ -58,7 +58,11 @@ def experiment(
         TextData.load(saved)
         if saved
         else dates(
-            batch_size, train_examples=train_examples, dev_examples=held_out_examples, test_examples=held_out_examples
+            batch_size,
+            train_examples=train_examples,
+            dev_examples=held_out_examples,
+            test_examples=held_out_examples,
+            buckets=2,  # For so short a training, fewer shapes to compile are worth more padding.
         )
     )
     model = transformer(

@@ -63,7 +63,11 @@ def experiment(
         TextData.load(saved)
         if saved
         else reverse(
-            batch_size, train_examples=train_examples, dev_examples=held_out_examples, test_examples=held_out_examples
+            batch_size,
+            train_examples=train_examples,
+            dev_examples=held_out_examples,
+            test_examples=held_out_examples,
+            buckets=4,  # For so short a training, fewer shapes to compile are worth more padding.
         )
     )
     model = Seq2Seq(

@@ -85,7 +85,9 @@ def test_the_command_records_and_refuses_what_is_only_a_try(tmp_path, monkeypatc
     assert "error: --record keeps what was measured at the sizes paper and long" in capsys.readouterr().err
     rows = [measured(benchmark="additive"), measured(benchmark="additive", implementation="peer")]
     monkeypatch.setattr(additive, "benchmark", lambda size, repetitions, **options: rows)
-    given = ["additive", "--sizes", "paper", "--dtype", "bfloat16", "--peers", "plain JAX"]
+    given = ["additive", "--sizes", "paper", "--dtype", "bfloat16"]
+    for less in (["--peers", "plain JAX"], ["--repetitions", "5"]):
+        assert main([*given, *less, "--record"]) == 2
     assert main(given) == 0 and not list(tmp_path.iterdir())
     assert main([*given, "--record"]) == 0
     (found,) = record.read_all(tmp_path).values()

@@ -64,6 +64,22 @@ def test_different_results_are_not_timed():
         compare("sine", "S3", "forward", contestants, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [lambda x: (jnp.sin(x), x + jnp.nan), lambda x: (jnp.sin(x), jnp.ones((1,)))])
+def test_a_nan_or_another_shape_in_any_leaf_is_found(wrong):
+    x = jnp.ones(3)
+    contestants = [Contestant("attention_zoo", lambda x: (jnp.sin(x), x), (x,)), Contestant("peer", wrong, (x,))]
+    with pytest.raises(ValueError, match=r"peer differs from attention_zoo by (nan|inf)"):
+        compare("sine", "S3", "forward", contestants, tolerance=1e-5)
+
+
+def test_who_comes_first_changes_from_round_to_round():
+    order = []
+    contestants = [Contestant(str(number), lambda number=number: order.append(number) or np.ones(1), (), jitted=False)
+                   for number in range(3)]  # fmt: skip
+    compare("order", "", "forward", contestants, tolerance=0.0, repetitions=2)
+    assert order[6:15] == [0, 1, 2, 1, 2, 0, 2, 0, 1]  # after compilation and comparison; then the peaks
+
+
 def test_interval_of_a_median_holds_the_middle_of_the_order():
     median, low, high = median_with_interval(np.random.default_rng(0).permutation(101).astype(float))
     assert (median, low, high) == (50, 40, 61)

@@ -169,7 +169,8 @@ def _widened(step: Step, cache: PyTree, constant: list[bool], width: int) -> tup
         left = iter(moving)
         whole = [leaf if same else next(left) for leaf, same in zip(leaves, constant, strict=True)]
         logits, after, alignment = step(jax.tree.unflatten(structure, whole), tokens)
-        after = jax.tree.map(lambda _, leaf: leaf, cache, after)  # raises where the structures differ
+        if jax.tree.structure(after) != structure:
+            raise ValueError(f"beam_search: step gives a cache of another structure: {after} instead of {cache}")
         return logits, changing(jax.tree.leaves(after)), alignment
 
     start = [jnp.repeat(jnp.expand_dims(leaf, 1), width, axis=1) for leaf in changing(leaves)]

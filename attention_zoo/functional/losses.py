@@ -78,7 +78,8 @@ def projected_cross_entropy(
         features: what the output layer sees, [B, T, D].
         kernel: of the output layer, [D, N]; bias: [N], or None.
         targets, mask, label_smoothing: as in `cross_entropy`.
-        rows: about how many of the B x T rows are taken at a time; whole steps of the batch, at least one.
+        rows: about how many of the B x T rows, of all devices, are taken at a time; whole steps of the batch, at least
+            one. Where the batch is sharded, each slice's gradient of the kernel is summed over the devices.
 
     Returns:
         the loss, and the share of the real tokens that no other is more probable than (not differentiable).
@@ -107,7 +108,7 @@ def _slices(array: jax.Array, rows: int) -> jax.Array:
 def _slice(
     smoothing: float, count: Any, kernel: Any, bias: Any, features: Any, targets: Any, mask: Any
 ) -> tuple[Any, ...]:
-    """Sums of one slice: loss and right tokens; and the logits' gradient of the loss over `count` tokens, [B, t, N]."""
+    """Sums of one slice: loss and right tokens; and the logits' gradient of the summed loss over `count`, [B, t, N]."""
     logits = (features.reshape(-1, features.shape[-1]) @ kernel + bias[None]).reshape(*mask.shape, -1)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     top = logits.max(-1, keepdims=True)
@@ -156,10 +157,11 @@ def _projected_forward(
     smoothing: float, rows: int, features: Any, kernel: Any, bias: Any, targets: Any, mask: Any
 ) -> tuple[Any, Any]:
     count = jnp.maximum(mask.sum(), 1)
+    # Divided at once, the sums are the gradients: no pass over the kernel afterwards. Float16 has no room for that.
+    at_once, later = (jnp.ones_like(count), count) if kernel.dtype == jnp.float16 else (count, jnp.ones_like(count))
 
     def step(sums: Any, slices: Any) -> Any:
-        # Divided by count here, the sums are the gradients themselves: no pass over the kernel and no copy afterwards.
-        loss, right, d_logits = _slice(smoothing, count, kernel, bias, *slices)
+        loss, right, d_logits = _slice(smoothing, at_once, kernel, bias, *slices)
         flat, x = d_logits.reshape(-1, kernel.shape[1]).astype(kernel.dtype), slices[0].reshape(-1, kernel.shape[0])
         added = (sums[0] + loss, sums[1] + right, _add_product(sums[2], x, flat), sums[3] + flat.sum(0))
         return added, (flat @ kernel.T).reshape(slices[0].shape)
@@ -167,11 +169,12 @@ def _projected_forward(
     zeros = (*_nothing(features), jnp.zeros_like(kernel), jnp.zeros_like(bias))
     sums, d_features = jax.lax.scan(step, zeros, [_slices(array, rows) for array in (features, targets, mask)])
     d_features = jnp.moveaxis(d_features, 0, 1).reshape(len(features), -1, features.shape[-1])
-    return (sums[0] / count, sums[1] / count), (d_features[:, : features.shape[1]], sums[2], sums[3])
+    return (sums[0] / count, sums[1] / count), (d_features[:, : features.shape[1]], sums[2], sums[3], later)
 
 
 def _projected_backward(smoothing: float, rows: int, residuals: Any, gradients: Any) -> tuple[Any, ...]:
-    return *(share * gradients[0].astype(share.dtype) for share in residuals), None, None
+    *shares, later = residuals
+    return *(share * (gradients[0] / later).astype(share.dtype) for share in shares), None, None
 
 
 _projected.defvjp(_projected_forward, _projected_backward)

@@ -131,3 +131,14 @@ def test_projected_without_tokens_or_bias():
     assert projected_cross_entropy(features, kernel, None, TARGETS, MASK & False) == (0, 0)
     with pytest.raises(ValueError, match="rows is at least 1; got 0"):
         projected_cross_entropy(features, kernel, None, TARGETS, MASK, rows=0)
+
+
+def test_a_scaled_float16_gradient_over_many_tokens_does_not_underflow():
+    # All words are equally likely: of a word that is no target, the gradient by its bias is 1 / N.
+    shape, vocabulary, scale = (64, 67), 101, 2.0**10
+    features, kernel, bias = (jnp.zeros(size, jnp.float16) for size in ((*shape, 3), (3, vocabulary), (vocabulary,)))
+
+    def loss(bias):
+        return scale * projected_cross_entropy(features, kernel, bias, jnp.zeros(shape, int), jnp.ones(shape, bool))[0]
+
+    np.testing.assert_allclose(jax.grad(loss)(bias)[1:], scale / vocabulary, rtol=2e-3)
