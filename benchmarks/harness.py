@@ -1,5 +1,6 @@
 """Side-by-side timing: equal results first, then interleaved repetitions and ratios with their spread."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def compare(
         UserError: a result differs from the first by more than `tolerance`, relative to its largest value;
             nothing is timed then.
     """
-    compiled, compile_s = zip(*map(_compile, contestants), strict=True)
+    contestants, compiled, compile_s = _able(contestants)
     results = [one.compared(run(*one.arguments)) for run, one in zip(compiled, contestants, strict=True)]
     errors = [_error(result, results[0]) for result in results]
     for one, error in zip(contestants, errors, strict=True):
@@ -104,6 +105,20 @@ def median_with_interval(values: np.ndarray) -> tuple[float, float | None, float
     low = max(int(np.floor(len(ordered) / 2 - reach)), 0)
     high = min(int(np.ceil(len(ordered) / 2 + reach)), len(ordered) - 1)
     return median, round(float(ordered[low]), 3), round(float(ordered[high]), 3)
+
+
+def _able(contestants: Sequence[Contestant]) -> tuple[list[Contestant], list[Any], list[float]]:
+    """Those that run, what to call, and how long that took; one of another framework that fails is named, left out."""
+    found = []
+    for one in contestants:
+        try:
+            found.append((one, *_compile(one)))
+        except Exception as error:
+            if one.jitted:
+                raise
+            print(f"{one.implementation} fails, and is left out: {type(error).__name__}: {error}", file=sys.stderr)
+    able, compiled, compile_s = zip(*found, strict=True)
+    return list(able), list(compiled), list(compile_s)
 
 
 def _round(compiled: Sequence[Any], contestants: Sequence[Contestant], first: int) -> list[float]:

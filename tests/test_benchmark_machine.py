@@ -46,6 +46,19 @@ def test_a_function_that_is_no_jax_is_called_as_it_is_and_has_no_compilers_figur
     assert ours.roof is ours.roof_fraction is None
 
 
+def test_another_framework_that_fails_is_named_and_left_out(capsys):
+    def broken(x):
+        raise RuntimeError("no compiler")
+
+    contestants = [Contestant("attention_zoo", jnp.sin, (jnp.ones(3),))]
+    rows = compare("sine", "S3", "forward", [*contestants, Contestant("peer", broken, (1,), jitted=False)], tolerance=0.0,
+                   repetitions=1)  # fmt: skip
+    assert [row.implementation for row in rows] == ["attention_zoo"]
+    assert capsys.readouterr().err == "peer fails, and is left out: RuntimeError: no compiler\n"
+    with pytest.raises(RuntimeError, match="no compiler"):
+        compare("sine", "S3", "forward", [*contestants, Contestant("peer", broken, (1,))], tolerance=0.0)
+
+
 def test_a_fraction_of_a_roof_is_the_least_time_over_the_median(monkeypatch):
     monkeypatch.setattr(machine, "roofs", lambda dtype: {"tanh_g_per_s": 1.0})
     times = iter([1.0, 0.5, 0.25, 0.5])
