@@ -51,8 +51,8 @@ def test_another_framework_that_fails_is_named_and_left_out(capsys):
         raise RuntimeError("no compiler")
 
     contestants = [Contestant("attention_zoo", jnp.sin, (jnp.ones(3),))]
-    rows = compare("sine", "S3", "forward", [*contestants, Contestant("peer", broken, (1,), jitted=False)], tolerance=0.0,
-                   repetitions=1)  # fmt: skip
+    peer = Contestant("peer", broken, (1,), jitted=False)
+    rows = compare("sine", "S3", "forward", [*contestants, peer], tolerance=0.0, repetitions=1)
     assert [row.implementation for row in rows] == ["attention_zoo"]
     assert capsys.readouterr().err == "peer fails, and is left out: RuntimeError: no compiler\n"
     with pytest.raises(RuntimeError, match="no compiler"):
