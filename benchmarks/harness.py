@@ -114,7 +114,7 @@ def _able(contestants: Sequence[Contestant]) -> tuple[list[Contestant], list[Any
         try:
             found.append((one, *_compile(one)))
         except Exception as error:
-            if one.jitted:
+            if one.jitted or not found:
                 raise
             print(f"{one.implementation} fails, and is left out: {type(error).__name__}: {error}", file=sys.stderr)
     able, compiled, compile_s = zip(*found, strict=True)

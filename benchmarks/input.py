@@ -80,8 +80,8 @@ def plain(pipeline: Pipeline, batch_size: int, width: Callable[[np.ndarray, int]
 
 
 PEERS: Peers = {
-    "plain loop, own longest": lambda: lambda lengths, longest: int(lengths.max()),
-    "plain loop, one width": lambda: lambda lengths, longest: longest,
+    "plain loop to a batch's longest": lambda: lambda lengths, longest: int(lengths.max()),
+    "plain loop to the longest of all": lambda: lambda lengths, longest: longest,
 }
 
 

@@ -64,7 +64,7 @@ def test_other_examples_are_refused(monkeypatch, change):
     monkeypatch.setattr(pipelines, "_pipelines", lambda width: {"dates": lambda number, size: pipeline(rows)})
     monkeypatch.setitem(pipelines.SIZES, "small", {"dates": (3, 2)})
     monkeypatch.setattr(pipelines, "plain", lambda ours, size, width: pipeline(wrong[change]))
-    with pytest.raises(UserError, match="dates, B2: plain loop, own longest differs from attention_zoo"):
+    with pytest.raises(UserError, match="dates, B2: plain loop to a batch's longest differs from attention_zoo"):
         pipelines.benchmark("small", repetitions=1)
 
 
