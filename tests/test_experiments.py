@@ -48,6 +48,7 @@ LOOKERS = {
     "caption_soft": f"{CAPTION} --doubly_stochastic 1.0",
     "caption_variational": f"{CAPTION} --samples 2",
     "glimpse_cluttered": f"{GLIMPSE} --locations random --piece 5",
+    "glimpse_large": GLIMPSE.replace(" --hidden 7", ""),
     "glimpse_translated": f"{GLIMPSE} --recipe classic",
 }
 INPUTS = {"dates": "3 mai 2016 €", "mechanisms": "3 mai 2016 €", "reverse": "1 2 €", "translate": "ein Wort €"}
