@@ -1,15 +1,16 @@
-"""Glimpses find a small digit on a large canvas, of which they read little: what hard attention is for.
+"""Six glimpses of 576 values each find a small digit on a large canvas, and name it.
 
 As glimpse_translated, on 128 x 128 pixels, of which the digit of twenty covers one in forty; a fourth scale sees twice
-as far as there. What a step costs does not depend on the canvas, only on what the glimpses cover: `python -m benchmarks
-glimpse_large --figure cost.png` measures it from 64 to 1,024 pixels, beside convolutional networks.
+as far as there, four times as blurred as the second. What a step costs does not depend on the canvas, only on what the
+glimpses cover: `python -m benchmarks glimpse_large --figure cost.png` measures it from 64 to 1,024 pixels, beside
+convolutional networks.
 
 Command: python -m experiments train glimpse_large
-Machine: 2 cores of an Intel Xeon, no accelerator, of which the first half of the run had one, beside a suite of tests; the
-minutes are those of the whole run.
-Reached: one seed, chosen on dev, on 2,000 test pictures; pointing_ratio is how often the third glimpse is in the digit's
-box, over chance: results/glimpse_large.json: error_rate 0.020, pointing_accuracy 0.513,
-pointing_ratio 21.01, minutes 35.0.
+Machine: 2 cores of an Intel Xeon, no accelerator, of which the first half of the run had one, beside a suite of tests;
+the minutes are those of the whole run.
+Reached: one seed, chosen on dev, on 2,000 test pictures; pointing_ratio is how often the third glimpse is in the
+digit's box, over chance: results/glimpse_large.json: error_rate 0.020, pointing_accuracy 0.513, pointing_ratio 21.01,
+minutes 35.0.
 """
 
 import dataclasses
