@@ -1,7 +1,6 @@
 """Losses of token sequences, divided by the number of real tokens, never by the padded size."""
 
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import jax
@@ -126,14 +125,6 @@ def _slice(
     return jnp.sum(losses, where=real), jnp.sum(token == top, where=real, dtype=jnp.int32), gradient
 
 
-def _add_product(total: Any, x: Any, flat: Any, blocks: int = 4) -> Any:
-    """`total + x^T flat` a few rows of total [D, N] at a time: XLA holds a product before it is added."""
-    bounds = [number * x.shape[1] // blocks for number in range(blocks + 1)]
-    for start, stop in pairwise(bounds):
-        total, flat = jax.lax.optimization_barrier((total.at[start:stop].add(x[:, start:stop].T @ flat), flat))
-    return total
-
-
 def _nothing(features: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sums of loss and right tokens before the first slice."""
     return jnp.zeros((), jnp.promote_types(features.dtype, jnp.float32)), jnp.zeros((), jnp.int32)
@@ -163,7 +154,7 @@ def _projected_forward(
     def step(sums: Any, slices: Any) -> Any:
         loss, right, d_logits = _slice(smoothing, at_once, kernel, bias, *slices)
         flat, x = d_logits.reshape(-1, kernel.shape[1]).astype(kernel.dtype), slices[0].reshape(-1, kernel.shape[0])
-        added = (sums[0] + loss, sums[1] + right, _add_product(sums[2], x, flat), sums[3] + flat.sum(0))
+        added = (sums[0] + loss, sums[1] + right, sums[2] + x.T @ flat, sums[3] + flat.sum(0))
         return added, (flat @ kernel.T).reshape(slices[0].shape)
 
     zeros = (*_nothing(features), jnp.zeros_like(kernel), jnp.zeros_like(bias))
