@@ -25,7 +25,7 @@ def test_every_result_is_whole_and_named_after_its_machine():
     for path in record.RESULTS.iterdir():
         found = record.read(path)
         assert path.name == f"{record.slug(found['machine'])}.json"
-        assert {name for run in found["runs"].values() for name in run} <= {"versions", "roofs", "note"}
+        assert {name for run in found["runs"].values() for name in run} <= {"commit", "versions", "roofs", "note"}
 
 
 def test_new_rows_replace_those_measured_beside_each_other_and_no_others():

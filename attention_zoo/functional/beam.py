@@ -4,7 +4,7 @@ A penalty maps lengths (float32, END included) to positive divisors: score = sum
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -169,7 +169,8 @@ def _widened(step: Step, cache: PyTree, constant: list[bool], width: int) -> tup
         left = iter(moving)
         whole = [leaf if same else next(left) for leaf, same in zip(leaves, constant, strict=True)]
         logits, after, alignment = step(jax.tree.unflatten(structure, whole), tokens)
-        if jax.tree.structure(after) != structure:
+        found: Any = jax.tree.structure(after)
+        if found != structure:
             raise ValueError(f"beam_search: step gives a cache of another structure: {after} instead of {cache}")
         return logits, changing(jax.tree.leaves(after)), alignment
 

@@ -106,7 +106,7 @@ class Attention(nn.Module):
             mask = memory.mask[..., None, :]
             # `attend` knows the score that has fused paths as a function.
             score = scaled_dot if isinstance(self.score, ScaledDot) else self.score
-            read = {"score": score, "align": self.alignment, "implementation": self.implementation}
+            read: dict[str, Any] = {"score": score, "align": self.alignment, "implementation": self.implementation}
             return *attend(queries, keys, values, mask, **read), state
         if state is None and self.start(memory) is not None:
             raise ValueError("this alignment carries a state: it needs the last one, or that of `start`; got None")
