@@ -119,5 +119,6 @@ AIMS: tuple[Aim | Limit, ...] = (
         "(?i)joeynmt.*", direction=".*"),
     Limit("import of functional, modules and models, beyond jax and flax", 1500, "{:.0f} ms", "startup", "import",
         "beyond_ms", "attention_zoo.models"),
-    Limit("padding of the text pipelines", 0.1, "{:.1%}", "input", "(dates|reverse|language),.*", "padding_waste"),
+    Limit("padding of the text pipelines, with the buckets of `attention_zoo.data`", 0.1, "{:.1%}", "input",
+        "(dates|reverse|language),.*", "padding_waste"),
 )  # fmt: skip

@@ -25,6 +25,7 @@ from attention_zoo.training.step import KEYS, TrainState, train_step
 from benchmarks.harness import Contestant, compare
 from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
+from benchmarks.seq2seq import plain_lstm
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
@@ -186,14 +187,6 @@ def to_plain(params: Any) -> Any:
             **{name: params[name] for name in ("gate", "from_state", "from_context", "output")},
             "query": score["query"],
             "energy": {"kernel": score["energy"][:, None]},
-            "lstm": _plain_lstm(kernel, cell["recurrent"], cell["recurrent_bias"]),
+            "lstm": plain_lstm({**cell, "input": {"kernel": kernel}}),
         },
     }
-
-
-def _plain_lstm(kernel: jax.Array, recurrent: jax.Array, bias: jax.Array) -> Any:
-    parts = (jnp.split(array, 4, -1) for array in (kernel, recurrent, bias))
-    plain = {}
-    for gate, inputs, hidden, shift in zip("ifgo", *parts, strict=True):
-        plain |= {f"i{gate}": {"kernel": inputs}, f"h{gate}": {"kernel": hidden, "bias": shift}}
-    return plain

@@ -182,8 +182,8 @@ def to_plain(params: Any, output_in_scan: bool) -> Any:
     return {
         "source": params["source_embedding"],
         "target": params["target_embedding"],
-        "OptimizedLSTMCell_0": _plain_lstm(encoder["forward_layers_0"]),
-        "OptimizedLSTMCell_1": _plain_lstm(encoder["backward_layers_0"]),
+        "OptimizedLSTMCell_0": plain_lstm(encoder["forward_layers_0"]),
+        "OptimizedLSTMCell_1": plain_lstm(encoder["backward_layers_0"]),
         "keys": score["key"],
         "bridge": params["bridges_0"],
         **({} if output_in_scan else {"PlainReadout_0": readout}),
@@ -191,12 +191,13 @@ def to_plain(params: Any, output_in_scan: bool) -> Any:
             **({"PlainReadout_0": readout} if output_in_scan else {}),
             "query": score["query"],
             "energy": {"kernel": score["energy"][:, None]},
-            "lstm": _plain_lstm({**first, "input": {**first["input"], "kernel": kernel}}),
+            "lstm": plain_lstm({**first, "input": {**first["input"], "kernel": kernel}}),
         },
     }
 
 
-def _plain_lstm(layer: Any) -> Any:
+def plain_lstm(layer: Any) -> Any:
+    """An LSTM layer's weights as `nn.OptimizedLSTMCell` has them, one matrix for every gate."""
     split = {"recurrent": jnp.split(layer["recurrent"], 4, -1), "bias": jnp.split(layer["recurrent_bias"], 4)}
     inputs = jnp.split(layer["input"]["kernel"], 4, -1)
     plain = {f"i{gate}": {"kernel": inputs[number]} for number, gate in enumerate("ifgo")}

@@ -1,9 +1,8 @@
 """Six glimpses of 576 values each find a small digit on a large canvas, and name it.
 
 As glimpse_translated, on 128 x 128 pixels, of which the digit of twenty covers one in forty; a fourth scale sees twice
-as far as there. What a step costs does not depend on the canvas, only on what the
-glimpses cover: `python -m benchmarks glimpse_large --figure cost.png` measures it from 64 to 1,024 pixels, beside
-convolutional networks.
+as far as there. What a step costs does not depend on the canvas, only on what the glimpses cover: `python -m benchmarks
+glimpse_large --figure cost.png` measures it from 64 to 1,024 pixels, beside convolutional networks.
 
 Command: python -m experiments train glimpse_large
 Machine: 2 cores of an Intel Xeon, no accelerator, of which the first half of the run had one, beside a suite of tests;

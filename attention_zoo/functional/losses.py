@@ -70,8 +70,9 @@ def projected_cross_entropy(
     """`cross_entropy` of the logits `x_t W + b`, which never exist whole: a few steps at a time.
 
     Equal to `cross_entropy(features @ kernel + bias, ...)` up to rounding. When it is differentiated, each slice's
-    share of the gradient is formed while its logits are at hand, so nothing is computed twice and the largest
-    temporary is `rows` rows of logits. Reverse mode only, as with any `jax.custom_vjp`.
+    share of the gradient is formed while its logits are at hand, so nothing is computed twice; beside the gradient of
+    the kernel and a slice's share of it, the largest temporaries are `rows` rows of logits. Reverse mode only, as with
+    any `jax.custom_vjp`.
 
     Args:
         features: what the output layer sees, [B, T, D].
