@@ -56,7 +56,13 @@ class Aim:
             ours = next(row for row in found if row["implementation"] == OURS and row["case"] == best["case"])
             share = ours["temporary_bytes"] / best["temporary_bytes"]
             reached, words = reached and share <= self.temporaries, f"{words}, temporaries 1/{1 / share:.0f}"
-        return words if reached else f"{words}, missed"
+        return words if reached else f"{words}, missed{_room(best, self.least)}"
+
+
+def _room(peer: dict[str, Any], least: float) -> str:
+    """The peer's share of the roof, where it is so large that the aim lies above the roof."""
+    share = peer.get("roof_fraction")
+    return f" (the peer is at {share:.0%} of the roof)" if share and share * least > 1 else ""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from attention_zoo.modules.vision import ConvEncoder
 from attention_zoo.training.caption_losses import Sampling, likelihood, reinforce, variational
 from attention_zoo.training.objectives import shifted
 from attention_zoo.training.step import KEYS, TrainState, train_step
-from benchmarks.harness import Contestant, compare
+from benchmarks.harness import Contestant, compare, finite
 from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
 from benchmarks.seq2seq import plain_lstm
@@ -118,7 +118,7 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
     ours = _kind(OURS, "soft", setting, batch, _loss_and_norm)
     params = ours.arguments[0].params
     soft = [ours] + [_plain(name, plain, to_plain(params), setting, batch) for name, plain in there.items()]
-    kinds = [_kind(name, name, setting, batch, _finite) for name in KINDS]
+    kinds = [_kind(name, name, setting, batch, _finite_metrics) for name in KINDS]
     rows = timed(f"soft, {case}", "forward+gradient", soft)
     return rows + timed(f"kinds, {case}", "forward+gradient", kinds)
 
@@ -170,9 +170,8 @@ def _loss_and_norm(given: tuple[TrainState, dict[str, jax.Array]]) -> dict[str, 
     return {name: given[1][name] for name in ("loss", "gradient_norm")}
 
 
-def _finite(given: tuple[TrainState, dict[str, jax.Array]]) -> float:
-    """Zero, where the loss and the norms are finite: there is nothing to compare."""
-    return 0.0 if all(bool(jnp.isfinite(value)) for value in given[1].values()) else float("nan")
+def _finite_metrics(given: tuple[TrainState, dict[str, jax.Array]]) -> float:
+    return finite(given[1])
 
 
 def to_plain(params: Any) -> Any:

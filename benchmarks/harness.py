@@ -91,6 +91,11 @@ def compare(
     return rows
 
 
+def finite(result: Any) -> float:
+    """What is compared where contestants have nothing in common: 0 if all leaves are finite, else NaN, which fails."""
+    return 0.0 if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result)) else float("nan")
+
+
 def median_with_interval(values: np.ndarray) -> tuple[float, float | None, float | None]:
     """The median and its 95 % confidence interval from order statistics (no assumption on the distribution).
 

@@ -29,7 +29,7 @@ from attention_zoo.models.mechanisms import mechanism
 from attention_zoo.modules import Additive, Attention
 from attention_zoo.modules.alignment import NOISE
 from attention_zoo.training.step import KEYS
-from benchmarks.harness import Contestant, compare
+from benchmarks.harness import Contestant, compare, finite
 from benchmarks.peers import Peers, known
 from benchmarks.rows import Row, print_table
 
@@ -195,7 +195,7 @@ def _contestant(name: str, direction: str, batch: int, t: int, s: int, d: int) -
     shapes = jax.eval_shape(partial(model.init, deterministic=True), jax.random.key(0), queries, values)
     variables = jax.tree.map(lambda leaf: jnp.float32(normal(0, d**-0.5, leaf.shape)), shapes)
     work, key = (_infer, None) if direction == "forward" else (_train, jax.random.key(1, impl=KEYS))
-    return Contestant(name, partial(work, model), (variables, queries, values, cotangent, key), _finite)
+    return Contestant(name, partial(work, model), (variables, queries, values, cotangent, key), finite)
 
 
 def _mechanism(fields: Mapping[str, Any], s: int, d: int) -> Whole:
@@ -210,11 +210,6 @@ def _train(model: nn.Module, variables: Any, queries: Any, values: Any, cotangen
     apply = partial(model.apply, deterministic=False, rngs={NOISE: key})
     context, pull_back = jax.vjp(apply, variables, queries, values)
     return context, pull_back(cotangent)
-
-
-def _finite(result: Any) -> float:
-    """Zero, where all is finite: there is nothing to compare."""
-    return 0.0 if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result)) else math.nan
 
 
 def _loops(contestant: Contestant) -> bool:

@@ -35,6 +35,11 @@ def test_an_aim_is_judged_by_the_fastest_peer_and_its_memory():
     assert reached(1.4, 1 / 20, cases=("B[27]",)) == "1.42 (fast), temporaries 1/50"
     assert reached(1.4, cases=("B2", "B3")) == "1.42 (fast) / not measured"
     assert reached(1.4, cases=("B3", "B4")) == "not measured"
+    rows[2]["roof_fraction"] = 0.7
+    assert reached(1.42) == "1.42 (fast)"
+    assert reached(1.43) == "1.42 (fast), missed (the peer is at 70% of the roof)"
+    rows[2]["roof_fraction"] = 0.69
+    assert reached(1.43) == "1.42 (fast), missed"
 
 
 def test_a_limit_is_judged_by_the_largest_figure():
@@ -118,7 +123,7 @@ def test_tables_of_pipelines_and_of_startup_by_hand():
 
 
 def test_every_aim_is_of_a_benchmark_and_names_what_it_measures():
-    """Each against rows as the benchmarks name them; `loss` is not among them yet."""
+    """Each against rows as the benchmarks name them."""
     torch, jax = ("torch", "PyTorch", "torch.compile"), ("flax.linen", "jax.nn", "tokamax", "plain JAX", "keras")
     cases = {
         "attention": [f"{shape} {mask}" for shape in ("B8 H8 T512 D64", "B1 H8 T4096 D64") for mask in attention.CASES],

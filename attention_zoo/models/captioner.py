@@ -88,7 +88,8 @@ class Captioner(nn.Module):
     embedding, units, attention_units: widths of E, of the LSTM, of the additive score. located: whether annotations
         know their places, see `modules.vision.located`. baseline: whether there is a learned baseline. temperature: of
         relaxed samples. best: locations that latent attention sums over at inference; None is all. dropout: on
-        embeddings and before the output layer.
+        embeddings and before the output layer; there, latent attention drops the same units at every location, so that
+        a word's mixture is that of one thinned network.
 
     Raises:
         ValueError: attention is not one of its names, or a number is out of range.
@@ -124,6 +125,8 @@ class Captioner(nn.Module):
         self.from_context = Dense(self.embedding, use_bias=False, dtype=self.dtype)
         self.output = Dense(self.vocabulary, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
+        # A word is written by one thinned network, whichever of its locations is summed over.
+        self.drop_everywhere = nn.Dropout(self.dropout, broadcast_dims=(-2,))
         if self.baseline:
             self.value = Dense(1)
         if self.attention == "variational":
@@ -256,7 +259,7 @@ class Captioner(nn.Module):
         """The logits of every word at every location, [B, T, S, N]."""
         features = embedded + self.from_state(steps.hidden)
         contexts = steps.gate[..., None] * self.from_context(cache.memory.values)[:, None]  # [B, T, S, E]
-        deep = self.drop(jnp.tanh(features[:, :, None] + contexts), deterministic=deterministic)
+        deep = self.drop_everywhere(jnp.tanh(features[:, :, None] + contexts), deterministic=deterministic)
         return self.output(deep)
 
 

@@ -60,6 +60,7 @@ def table(
     steps: int = 400,
     train_examples: int = 20_000,
     held_out_examples: int = 1_000,
+    costs_only: bool = False,
 ) -> int:
     """Trains every mechanism that is not trained yet, measures its cost, and writes the table.
 
@@ -72,9 +73,12 @@ def table(
         steps: of each run.
         train_examples: sources in the training split.
         held_out_examples: sources in the dev split, and as many in the test split.
+        costs_only: train nothing; measure the costs of the table that is there again, and keep its scores.
     """
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}: there must be at least 1.")
+    if costs_only:
+        return _measure_again(task, workdir if output is None else output)
     budget = {"task": task, "steps": steps, "train_examples": train_examples, "held_out_examples": held_out_examples}
     chosen = {name: {**budget, **ROWS[name]} for name in _known(rows)}
     output = workdir if output is None else output
@@ -82,15 +86,43 @@ def table(
     with _cached(workdir / "compiled"):
         found = {name: [_run(workdir / task / _folder(name) / str(seed), flags, seed) for seed in range(seeds)]
                  for name, flags in chosen.items()}  # fmt: skip
-        measured = costs({name: function("mechanisms")(**flags) for name, flags in chosen.items()})
+        measured = _costs(chosen)
     rows_found = [_row(name, chosen[name], summaries, measured[name]) for name, summaries in found.items()]
-    result = {"task": task, "budget": budget, "seeds": seeds, "device": device(), "versions": versions()}
-    result["rows"] = rows_found
+    result = {"task": task, "budget": budget, "seeds": seeds, **_machine(), "costs": _machine(), "rows": rows_found}
     gallery({name: workdir / task / _folder(name) / "0" for name in chosen}, task, output / f"{task}.png")
-    write_whole(output / f"{task}.json", json.dumps(result, indent=2) + "\n")
-    write_whole(output / f"{task}.md", render(result))
-    print(render(result))
+    _write(result, output)
     return 0
+
+
+def _measure_again(task: str, output: Path) -> int:
+    path = output / f"{task}.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        chosen = {row["mechanism"]: row["flags"] for row in result["rows"]}
+    except FileNotFoundError as error:
+        raise UserError(f"There is no {path} to measure again: name its --output.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no table of mechanisms.") from error
+    make_writable(output)
+    measured = _costs(chosen)
+    result["costs"] = _machine()
+    result["rows"] = [{**row, **measured[row["mechanism"]]} for row in result["rows"]]
+    _write(result, output)
+    return 0
+
+
+def _costs(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    return costs({name: function("mechanisms")(**flags) for name, flags in chosen.items()})
+
+
+def _machine() -> dict[str, Any]:
+    return {"device": device(), "versions": versions()}
+
+
+def _write(result: dict[str, Any], output: Path) -> None:
+    write_whole(output / f"{result['task']}.json", json.dumps(result, indent=2) + "\n")
+    write_whole(output / f"{result['task']}.md", render(result))
+    print(render(result))
 
 
 def _claim(output: Path, task: str, chosen: Mapping[str, Any]) -> None:
@@ -155,7 +187,7 @@ def render(result: dict[str, Any]) -> str:
         f"Written by `python -m experiments table {task} --output docs/mechanisms`: {budget['steps']} steps of each "
         f"mechanism on {budget['train_examples']:,} examples, {result['seeds']} seeds, scores on "
         f"{budget['held_out_examples']:,} test examples (mean, lowest to highest). A step's time is a median of turns, "
-        f"on {result['device']}; its temporary memory is the compiler's figure.",
+        f"on {result['costs']['device']}; its temporary memory is the compiler's figure.",
         "",
         "| mechanism | exact match | alignment accuracy | entropy, nats | step, ms | temporaries, MB | parameters |",
         "|---|---|---|---|---|---|---|",

@@ -31,6 +31,13 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(words) == 0  # nothing is trained again
     assert capsys.readouterr().err.count("is finished") == 2
+    result["rows"][0] |= {"step_ms": 0.0, "exact_match": [0.5]}
+    (tmp_path / "out" / "dates.json").write_text(json.dumps(result))
+    assert main(["table", "dates", "--output", "out", "--costs_only", "True"]) == 0  # the scores stay
+    first = json.loads((tmp_path / "out" / "dates.json").read_text())["rows"][0]
+    assert first["step_ms"] > 0 and first["exact_match"] == [0.5] and first["flags"] == result["rows"][0]["flags"]
+    assert main(["table", "reverse", "--output", "out", "--costs_only", "True"]) == 2
+    assert "There is no out/reverse.json to measure again" in capsys.readouterr().err
     assert main([*words[:-3], "MoChA", "--output", "out"]) == 2
     assert "dates.json also has local-m" in capsys.readouterr().err
 

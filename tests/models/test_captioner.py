@@ -270,6 +270,16 @@ def test_noise_and_dropout_need_keys_in_training_alone():
         jax.eval_shape(partial(model.apply, deterministic=False), {"params": params}, IMAGES, TOKENS)
 
 
+def test_a_word_is_written_by_one_thinned_network_wherever_it_looks():
+    model, params = make("variational", dropout=0.5)
+    same = np.broadcast_to(IMAGES[:, :1, :1], IMAGES.shape)  # at every location
+    cache = model.apply({"params": params}, same, method="start")
+    rngs = {"dropout": jax.random.key(2)}
+    found = model.apply({"params": params}, cache, TOKENS, TOKENS, False, method="variational", rngs=rngs)
+    close(found.log_likelihoods, np.broadcast_to(found.log_likelihoods[..., :1], found.log_likelihoods.shape))
+    assert np.ptp(found.log_likelihoods[..., 0]) > 0.1
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
