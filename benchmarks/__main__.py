@@ -34,6 +34,7 @@ NAMES = (
     "hard",
     "input",
     "loss",
+    "multihead",
     "recurrent",
     "scores",
     "seq2seq",

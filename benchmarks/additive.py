@@ -7,7 +7,6 @@ imported. All have the same arguments and must give the same context and gradien
 energy is not equal at "paper", and `--peers "plain JAX"` leaves it out.
 """
 
-import os
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 from attention_zoo.functional.additive_attention import additive_attention
 from benchmarks.harness import Contestant, compare
-from benchmarks.peers import OURS, Peers, bring, check_guest, known
+from benchmarks.peers import OURS, Peers, bring, check_guest, keras_layers, known
 from benchmarks.rows import Row
 
 SIZES = {"small": (2, 7, 5, 11), "paper": (32, 50, 50, 256), "long": (16, 256, 256, 256)}
@@ -90,16 +89,12 @@ def _work(attention: Attention) -> Callable[..., Any]:
 
 
 def _keras() -> Attention:
-    """Keras's layer as a function of its arguments; ImportError where there is none, or one with another backend."""
-    os.environ.setdefault("KERAS_BACKEND", "jax")
-    import keras
-
-    if keras.config.backend() != "jax":
-        raise ImportError(f"its backend is {keras.config.backend()}; set KERAS_BACKEND=jax")
+    """Keras's layer as a function of its arguments."""
+    layers = keras_layers()
 
     def attention(queries: jax.Array, keys: jax.Array, values: jax.Array, energy: jax.Array) -> jax.Array:
         with jax.ensure_compile_time_eval():
-            layer = keras.layers.AdditiveAttention(dtype=str(queries.dtype))
+            layer = layers.AdditiveAttention(dtype=str(queries.dtype))
             layer.build([queries.shape, values.shape, keys.shape])
         return layer.stateless_call([energy], [], [queries, values, keys])[0]
 

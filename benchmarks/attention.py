@@ -5,7 +5,7 @@ Eight heads of width 64: batch 8 at 64 and 512 positions ("paper"), batch 1 at 4
 heads for eight query heads; who cannot do a case takes no part in it. Contexts and gradients are compared before
 anything is timed (`TOLERANCES`, relative to the largest value: in bfloat16 four steps of its grid, as peers round
 between the two products). Each peer gets the layout that it asks for from the start; PyTorch's is
-`scaled_dot_product_attention`.
+`scaled_dot_product_attention`, Keras's the layer Attention, whose batch holds the heads.
 """
 
 import sys
@@ -25,7 +25,7 @@ from attention_zoo.functional import masks
 from attention_zoo.functional.dot_product import dot_product_attention
 from benchmarks import pytorch
 from benchmarks.harness import Contestant, compare
-from benchmarks.peers import OURS, Peers, bring, check_guest, known
+from benchmarks.peers import OURS, Peers, bring, check_guest, keras_layers, known
 from benchmarks.rows import Row
 
 PAPER, LONG = [(8, 8, 64, 64), (8, 8, 512, 64)], [(1, 8, 4096, 64)]
@@ -174,6 +174,19 @@ def _tokamax() -> Entrant:
     return Entrant(entered)
 
 
+def _keras() -> Entrant:
+    """Keras's Attention, which has no heads: they are rows of its batch."""
+    layer = keras_layers().Attention()
+
+    def entered(queries: Any, keys: Any, values: Any, mask: Any = None, causal: bool = False) -> jax.Array:
+        heads, width = queries.shape[1], queries.shape[-1]
+        rows = [array.reshape(-1, *array.shape[2:]) for array in (queries * width**-0.5, values, keys)]
+        seen = None if mask is None else [None, jnp.repeat(mask[:, 0, 0], heads, axis=0)]
+        return layer(rows, mask=seen, use_causal_mask=causal).reshape(queries.shape)
+
+    return Entrant(entered, LAYOUTS["BHTD"], cases=OWN)
+
+
 def _pytorch() -> Entrant:
     torch = pytorch.load()
 
@@ -190,6 +203,7 @@ PEERS: Peers = {
     "flax.linen": lambda: Entrant(_flax_linen, cases=CASES[:-1]),
     "jax.nn": lambda: Entrant(_jax_nn),
     "tokamax": _tokamax,
+    "keras": _keras,
     "PyTorch": _pytorch,
 }
 

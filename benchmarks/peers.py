@@ -1,8 +1,10 @@
 """Who takes part beside attention_zoo: peers by name, those that were asked for, and those that cannot be imported."""
 
+import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 from attention_zoo.training.errors import UserError
@@ -23,6 +25,15 @@ def bring(peers: Peers, names: Collection[str] | None = None) -> dict[str, Any]:
         except Exception as error:  # Beside another jax than its own, a package fails at import in any way.
             print(f"{name} is missing, and left out: {str(error) or type(error).__name__}", file=sys.stderr)
     return brought
+
+
+def keras_layers() -> Any:
+    """Keras's layers on its JAX backend; ImportError where there are none, or with another backend."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    keras = import_module("keras")
+    if keras.config.backend() != "jax":
+        raise ImportError(f"its backend is {keras.config.backend()}; set KERAS_BACKEND=jax")
+    return keras.layers
 
 
 def asked(names: str | None, benchmarks: Mapping[str, Peers]) -> list[str] | None:

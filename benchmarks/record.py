@@ -99,13 +99,19 @@ def processor_name(file: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def commit(folder: Path = RESULTS) -> str | None:
-    """What was measured, as git names it, with a plus where files differ from it; None where there is no git."""
+    """What was measured, as git names it, with a plus where files differ from it; None where there is no git.
+
+    What is kept in the folder itself is no part of it: a record would make the next one differ.
+    """
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        words = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+        changed = git("diff", "--name-only", "HEAD", "--", ":/", ":(exclude).")
+        return git("describe", "--always", "--exclude=*") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def slug(name: str) -> str:

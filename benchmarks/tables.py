@@ -224,6 +224,7 @@ TABLES: dict[str, Table] = {
     "input": pipelines,
     "loss": compared("loss"),
     "machines": machines,
+    "multihead": compared("multihead"),
     "recurrent": compared("recurrent"),
     "scores": growth,
     "seq2seq": compared("seq2seq"),

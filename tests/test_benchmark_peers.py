@@ -5,6 +5,7 @@ import sys
 
 import jax.numpy as jnp
 import pytest
+import tyro
 
 from attention_zoo.training.errors import UserError
 from benchmarks import __main__ as command
@@ -25,6 +26,7 @@ rows.show(attention.contest("mine", mine, size="small", cases=["plain"]))
 @pytest.fixture
 def bare(monkeypatch):
     """Neither Keras nor tokamax nor PyTorch can be imported."""
+    tyro.cli(lambda: None, args=[])  # at its first call tyro imports PyTorch where `sys.modules` has the name
     for name in ("keras", "tokamax", "torch"):
         monkeypatch.setitem(sys.modules, name, None)
 
@@ -75,7 +77,7 @@ def test_one_name_covers_all_that_a_peer_enters(monkeypatch):
         (
             ["attention", "additive", "--peers", "keras,torch"],
             "there is no peer 'torch' in attention, additive; "
-            "there are flax.linen, jax.nn, tokamax, PyTorch, plain JAX, keras.",
+            "there are flax.linen, jax.nn, tokamax, keras, PyTorch, plain JAX.",
         ),
         (["hard", "--peers", "keras"], "there is no peer 'keras' in hard; it has none to choose from."),
     ],
