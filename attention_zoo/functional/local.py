@@ -89,7 +89,7 @@ def predicted_centers(
     energy: Float[Array, " U"],
     lengths: Int[Array, "*b"],
 ) -> Float[Array, "*b T"]:
-    """Centres of predicted windows, `p_t = S sigmoid(v_p^T tanh(W_p h_t))` (Luong 2015, eq. 9), as it stands.
+    """Centres of predicted windows, `p_t = S sigmoid(v_p^T tanh(W_p h_t))` (Luong 2015, section 3.2), as it stands.
 
     So 0 <= p_t <= S though the last position is S - 1; with D >= 1 the window still holds a real position. (The
     authors' code multiplies by S - 1 instead.)
@@ -135,6 +135,9 @@ def local_attend(
 
     Returns:
         context [..., T, V], and the weights put back into place, [..., T, S].
+
+    Raises:
+        ValueError: the window is negative, or below what `align` takes.
     """
     size, starts = keys.shape[-2], window_starts(centers, keys.shape[-2], window=window)
     allowed = jnp.broadcast_to(True if mask is None else mask, (*starts.shape, size))

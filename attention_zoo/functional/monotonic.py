@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from attention_zoo.notation import Array, Bool, Float, Int, checked
+from attention_zoo.notation import Array, Bool, Float, Int, Shaped, checked
 
 _Score: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 _Recurrence: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
@@ -129,12 +129,14 @@ def _parallel_tangent(
     return reached, _parallel(go_on, d_before + shifted(d_go_on * reached, 1))
 
 
-def shifted(along: jax.Array, distance: int) -> jax.Array:
+@checked
+def shifted(along: Shaped[Array, "*b S"], distance: int) -> Shaped[Array, "*b S"]:
     """What stands at s - distance, at s, over the last axis; zeros (False) where that is outside.
 
     >>> shifted(jnp.array([1, 2, 3]), 1), shifted(jnp.array([1, 2, 3]), -2)
     (Array([0, 1, 2], dtype=int32), Array([3, 0, 0], dtype=int32))
     """
+    along = jnp.asarray(along)
     kept = [(0, 0, 0)] * (along.ndim - 1)
     return lax.pad(along, jnp.zeros((), along.dtype), [*kept, (distance, -distance, 0)])
 

@@ -100,7 +100,7 @@ def concat(
 
 @checked
 def location(queries: Float[Array, "*b T D"], weight: Float[Array, "D L"], size: int) -> Float[Array, "*b T S"]:
-    """Location score, `e_t = W q_t` (Luong 2015, eq. 9): positions are scored from the query alone.
+    """Location score, `e_t = W q_t` (Luong 2015, section 3.1): positions are scored from the query alone.
 
     Args:
         queries: [..., T, D].

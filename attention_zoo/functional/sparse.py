@@ -75,7 +75,7 @@ def tempered(
 
     Args:
         scores, mask: as in `alignment.softmax`.
-        temperature: theta, above zero; it may be learned.
+        temperature: theta, above zero; it may be learned. Below 1e-12 it counts as that, and has no gradient.
 
     Raises:
         ValueError: the temperature is not above zero (while it is traced, nothing can be said).
@@ -85,7 +85,8 @@ def tempered(
     shifted = _shifted(scores, mask)
     allowed = shifted > -jnp.inf
     # Shifted first: a low temperature then sends low scores to -inf, but the largest stays 0 and nothing becomes NaN.
-    theta = jnp.maximum(jnp.asarray(temperature, shifted.dtype), jnp.finfo(shifted.dtype).tiny)
+    # The gradient divides by theta^2, which has to be a number too.
+    theta = jnp.maximum(jnp.asarray(temperature, shifted.dtype), 1e-12)
     cooled = jnp.where(allowed, shifted, 0) / theta
     return softmax(cooled, allowed).astype(jnp.asarray(scores).dtype)
 
@@ -109,18 +110,22 @@ def _above_threshold(shifted: jax.Array, power: int) -> jax.Array:
     equals: a handful of sums over S.
     """
 
-    def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        tau, _ = state
+    def newton(tau: jax.Array) -> jax.Array:
         above = jnp.maximum(shifted - tau, 0)
         slope = jnp.sum(_slope(above, power), axis=-1, keepdims=True)
         excess = jnp.sum(above**power, axis=-1, keepdims=True) - 1
+        return tau + excess / jnp.where(slope == 0, 1, power * slope)
+
+    def climb(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        tau, _ = state
         # Rounding may send the last step back; without the maximum two neighbours could take turns for ever.
-        higher = jnp.maximum(tau, tau + excess / jnp.where(slope == 0, 1, power * slope))
+        higher = jnp.maximum(tau, newton(tau))
         return higher, jnp.any(higher > tau)
 
     start = jnp.full_like(shifted, -1, shape=(*shifted.shape[:-1], 1))
-    tau, _ = jax.lax.while_loop(lambda state: state[1], step, (start, jnp.array(True)))
-    return jnp.maximum(shifted - tau, 0)
+    tau, _ = jax.lax.while_loop(lambda state: state[1], climb, (start, jnp.array(True)))
+    # A large sum's rounding may have put the last climb beyond the root, by much where many scores are equal.
+    return jnp.maximum(shifted - newton(tau), 0)
 
 
 @_above_threshold.defjvp

@@ -34,6 +34,7 @@ class Layers(nn.Module):
         epsilon: of the norms.
     dropout: of embeddings and of what blocks add; hidden_dropout and attention_dropout: of hidden units and weights.
     score, alignment: names of `models.mechanisms`: what stands in a head; "additive" has head_width units.
+        temperature: of "tempered". kept: positions that "top_k" keeps.
     rematerialise, scan: see `modules.Stack`. implementation: see `functional.dot_product`.
     """
 
@@ -58,6 +59,8 @@ class Layers(nn.Module):
     attention_dropout: float = 0.0
     score: str = "scaled_dot"
     alignment: str = "softmax"
+    temperature: float = 1.0
+    kept: int = 3
     rematerialise: bool = False
     scan: bool = False
     implementation: str | None = None
@@ -104,7 +107,14 @@ class Layers(nn.Module):
         if (self.score, self.alignment) == ("scaled_dot", "softmax"):
             return {}
         each = self.head_width or self.width // self.heads
-        sizes = SimpleNamespace(decoder_units=each, positions=self.longest, dtype=self.dtype, kept=3, temperature=1.0)
+        sizes = SimpleNamespace(
+            decoder_units=each,
+            score_units=None,
+            positions=self.longest,
+            temperature=self.temperature,
+            kept=self.kept,
+            dtype=self.dtype,
+        )
         return {"score": partial(SCORES[self.score], sizes, each), "alignment": ALIGNMENTS[self.alignment](sizes)}
 
     def make_positions(self) -> nn.Module | None:
@@ -142,7 +152,7 @@ class Layers(nn.Module):
 
 
 def check(model: Layers) -> None:
-    """Refuses fields that are none of their names, before any shape does.
+    """Refuses fields that are none of their names or out of range, before any shape does.
 
     Raises:
         ValueError: the field, what it may be, and what it is.
@@ -152,6 +162,10 @@ def check(model: Layers) -> None:
     for field, names in choices.items():
         if getattr(model, field) not in names:
             raise ValueError(f"{field} is one of {', '.join(names)}; got {getattr(model, field)!r}")
+    if not model.temperature > 0:
+        raise ValueError(f"temperature is above zero; got {model.temperature}")
+    if model.kept < 1:
+        raise ValueError(f"kept is at least 1; got {model.kept}")
     for field in ("dropout", "hidden_dropout", "attention_dropout"):
         if not 0 <= getattr(model, field) < 1:
             raise ValueError(f"{field} lies in [0, 1); got {getattr(model, field)}")

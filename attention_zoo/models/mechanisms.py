@@ -11,11 +11,17 @@ from attention_zoo.modules.attention import Attention
 from attention_zoo.modules.past import Coverage, LocationSensitive
 from attention_zoo.modules.scores import Additive, Concat, Cosine, Dot, General, Location, ScaledDot
 
+
+def _units(model: Any) -> int:
+    """Of the hidden layer of a score that has one."""
+    return model.score_units or model.decoder_units
+
+
 # From the model's fields and the width of the annotations.
 SCORES: dict[str, Callable[[Any, int], Any]] = {
-    "additive": lambda model, width: Additive(model.decoder_units, dtype=model.dtype),
-    "additive_normalised": lambda model, width: Additive(model.decoder_units, normalised=True, dtype=model.dtype),
-    "concat": lambda model, width: Concat(model.decoder_units, dtype=model.dtype),
+    "additive": lambda model, width: Additive(_units(model), dtype=model.dtype),
+    "additive_normalised": lambda model, width: Additive(_units(model), normalised=True, dtype=model.dtype),
+    "concat": lambda model, width: Concat(_units(model), dtype=model.dtype),
     "general": lambda model, width: General(model.decoder_units, dtype=model.dtype),
     "dot": lambda model, width: Dot(dtype=model.dtype),
     "scaled_dot": lambda model, width: ScaledDot(dtype=model.dtype),
@@ -33,7 +39,7 @@ ALIGNMENTS: dict[str, Callable[[Any], Any]] = {
     "local_p": lambda model: LocalP(model.window, dtype=model.dtype),
     "local_p_renormalised": lambda model: LocalP(model.window, renormalise=True, dtype=model.dtype),
     "monotonic": lambda model: Monotonic(),
-    "mocha": lambda model: MoChA(width=model.chunk, chunk_score=Additive(model.decoder_units, dtype=model.dtype)),
+    "mocha": lambda model: MoChA(width=model.chunk, chunk_score=Additive(_units(model), dtype=model.dtype)),
     "gumbel_softmax": lambda model: GumbelSoftmax(model.temperature),
     "straight_through": lambda model: StraightThrough(model.temperature),
 }
@@ -43,6 +49,8 @@ PASTS = ("none", "location", "coverage")
 def mechanism(model: Any, width: int) -> Attention:
     """The attention that a model's fields name: score, past and alignment; width of the annotations."""
     score = SCORES[model.score](model, width)
-    if model.past != "none":
-        score = LocationSensitive(score) if model.past == "location" else Coverage(score, fertility=model.fertility)
+    if model.past == "location":
+        score = LocationSensitive(score, model.filters, model.filter_width)
+    elif model.past == "coverage":
+        score = Coverage(score, fertility=model.fertility)
     return Attention(score, ALIGNMENTS[model.alignment](model))

@@ -49,11 +49,12 @@ BAHDANAU: dict[str, Any] = {
     "bridge": "backward",
 }
 
-# See 2017, section 5, the baseline of 50,000 words: embeddings 128, LSTM 256, bidirectional encoder; h_t asks.
+# See 2017, section 5, the baseline of 50,000 words: embeddings 128, LSTM 256, bidirectional encoder; h_t asks, by 512
+# alignment units (as many as annotations are wide, in the authors' code).
 # Not as in the paper: no pointer to words of the source; encoder and decoder have embeddings of their own; the decoder
 # is fed `tanh(W [c; h])` instead of the context through a layer as wide as an embedding, and its output layer reads
-# that instead of a linear layer (eq. 4); h alone asks, in the authors' code the LSTM's cell c as well, by 256 alignment
-# units instead of 512; the bridge from the encoder is tanh of the last h instead of relu of h and c.
+# that instead of a linear layer (eq. 4); h alone asks, in the authors' code the LSTM's cell c as well; the bridge from
+# the encoder is tanh of the last h instead of relu of h and c.
 SEE: dict[str, Any] = {
     "source_vocabulary": 50_000,
     "target_vocabulary": 50_000,
@@ -63,6 +64,7 @@ SEE: dict[str, Any] = {
     "cell": "lstm",
     "attention": "luong",
     "score": "additive",
+    "score_units": 512,
     "input_feeding": True,
 }
 
@@ -74,13 +76,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tu_2016_linguistic": {**BAHDANAU, "past": "coverage"},
     "tu_2016_linguistic_fertility": {**BAHDANAU, "past": "coverage", "fertility": 2.0},
     # Chorowski 2015, the convolutional model for TIMIT (`nips_conv.yaml` of the authors' code): 3 layers of 256 GRU
-    # units in each direction, 256 in the decoder, 10 filters. The paper writes s_{i-1} for the state that asks, but it
-    # has read y_{i-1} already: here that is the new state, Luong's timing, not Bahdanau's. One-hot phones: 61, the end
-    # and the start.
+    # units in each direction, 256 in the decoder, 10 filters 201 wide, 512 alignment units. The paper writes s_{i-1}
+    # for the state that asks, but it has read y_{i-1} already: here that is the new state, Luong's timing, not
+    # Bahdanau's. One-hot phones: 61, the end and the start.
     # Not as in the paper: its encoder reads frames of 123 numbers, 40 filter banks and the energy with two orders of
-    # differences, and ours 123 symbols, one-hot; its filters are 201 wide, ours 11; it has 512 alignment units, ours
-    # 256; its decoder is fed the context and has a maxout readout, ours `tanh(W [c; h])` for both; and its decoder
-    # starts from a learned state, ours from the encoder's last.
+    # differences, and ours 123 symbols, one-hot; its decoder is fed the context and has a maxout readout, ours
+    # `tanh(W [c; h])` for both; its decoder starts from a learned state, ours from the encoder's last; and its GRUs
+    # reset before the recurrent product.
     "chorowski_2015": {
         "source_vocabulary": 123,
         "target_vocabulary": 63,
@@ -92,6 +94,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention": "luong",
         "score": "additive",
         "past": "location",
+        "score_units": 512,
+        "filters": 10,
+        "filter_width": 201,
         "input_feeding": True,
     },
     "see_2017": SEE,

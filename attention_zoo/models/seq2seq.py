@@ -19,7 +19,8 @@ from attention_zoo.modules.memory import Memory
 from attention_zoo.modules.recurrent import CELLS, RecurrentEncoder
 from attention_zoo.notation import Array, Float, Int, checked
 
-ATTENTIONS = ("none", "context", "bahdanau", "luong")
+ATTENDING = ("bahdanau", "luong")
+ATTENTIONS = ("none", "context", *ATTENDING)
 BRIDGES = ("dense", "backward", "copy")
 
 
@@ -46,9 +47,10 @@ class Seq2Seq(nn.Module):
         "luong": the new state asks; attentional vectors, with input feeding or without.
     score: a name of `mechanisms.SCORES`. alignment: a name of `mechanisms.ALIGNMENTS`. past: what the score knows of
         where attention looked before: "none", "location" (Chorowski 2015) or "coverage" (See 2017).
-    fertility: N of the coverage's divisor (Tu 2016), 0 for none. window: D of the local alignments. chunk: positions
-        in a chunk of MoChA. kept: positions that "top_k" keeps. temperature: of "tempered", "gumbel_softmax" and
-        "straight_through". input_feeding: Luong's, on or off.
+    score_units: hidden units of the additive scores and "concat", None for as many as the decoder's.
+    filters, filter_width: of the past "location". fertility: N of the coverage's divisor (Tu 2016), 0 for none.
+    window: D of the local alignments. chunk: positions in a chunk of MoChA. kept: positions that "top_k" keeps.
+        temperature: of "tempered", "gumbel_softmax" and "straight_through". input_feeding: Luong's, on or off.
     bridge: the decoder's first state. "dense": `tanh(W h)` of the encoder's last state; "backward": the same of
         its backward direction alone (Bahdanau A.2.2); "copy": layer by layer, for equal sizes (Luong).
     encoder_units: of each direction. positions: the longest source, for the location score alone.
@@ -72,6 +74,9 @@ class Seq2Seq(nn.Module):
     score: str = "additive"
     alignment: str = "softmax"
     past: str = "none"
+    score_units: int | None = None
+    filters: int = 10
+    filter_width: int = 11
     fertility: float = 0.0
     window: int = 10
     chunk: int = 3
@@ -99,7 +104,7 @@ class Seq2Seq(nn.Module):
         )
         self.decoder = RecurrentDecoder(
             self.decoder_units,
-            mechanism(self, _annotation_width(self)) if self.attention in ("bahdanau", "luong") else None,
+            mechanism(self, _annotation_width(self)) if self.attention in ATTENDING else None,
             self.decoder_layers,
             self.cell,
             query="previous" if self.attention == "bahdanau" else "current",
@@ -234,7 +239,16 @@ def _check(model: Seq2Seq) -> None:
     if not 0 <= model.dropout < 1:
         raise ValueError(f"dropout lies in [0, 1); got {model.dropout}")
     width = _annotation_width(model)
-    attends = model.attention in ("bahdanau", "luong")
+    attends = model.attention in ATTENDING
+    if not attends and (model.alignment, model.past) != ("softmax", "none"):
+        raise ValueError(
+            f"attention {model.attention!r} aligns nothing: alignment is 'softmax' and past 'none', the defaults; "
+            f"got {model.alignment!r} and {model.past!r}"
+        )
+    if model.fertility and model.past != "coverage":
+        raise ValueError(f"fertility divides the past 'coverage'; got {model.fertility} and past {model.past!r}")
+    if not model.temperature > 0:
+        raise ValueError(f"temperature is above zero; got {model.temperature}")
     if attends and model.score in ("dot", "scaled_dot") and width != model.decoder_units:
         raise ValueError(
             f"score {model.score!r} needs annotations as wide as the decoder; got {width} and {model.decoder_units}"

@@ -59,8 +59,9 @@ class Aligner(nn.Module):
 class _Local(Aligner):
     """What the local alignments share: a window of 2D + 1 positions around a centre.
 
-    One query at inference reads only its window, so that its cost does not grow with the source; a score that does
-    not score pairs (`Location`) needs all, and a `Past` enriches all. Real positions come first, padding at the end.
+    One query at inference scores and reads only its window, so that products do not grow with the source; writing the
+    weights [T, S] does, by one number a position. A score that does not score pairs (`Location`) needs all positions,
+    and a `Past` enriches all. Real positions come first, padding at the end.
     """
 
     window: int = 10
@@ -153,6 +154,9 @@ class Monotonic(Aligner):
     the expectation stays. method: of `functional.monotonic.monotonic`. State: the weights before, [..., S]; what
     training hands on is no state for inference. All positions are scored at every query: where the source is long,
     `functional.monotonic.online` takes linear time.
+
+    Raises (when it is called):
+        ValueError: the method is not one of `functional.monotonic.METHODS`.
     """
 
     bias: float = -1.0
@@ -161,6 +165,8 @@ class Monotonic(Aligner):
     method: str = "parallel"
 
     def setup(self) -> None:
+        if self.method not in monotonic.METHODS:
+            raise ValueError(f"method is one of {', '.join(monotonic.METHODS)}; got {self.method!r}")
         self.offset = self.param("bias", nn.initializers.constant(self.bias), ())
 
     def start(self, memory: Memory) -> jax.Array:
@@ -207,9 +213,16 @@ class GumbelSoftmax(Aligner):
 
     temperature: of the sample; lower is nearer to one position. Noise comes from the rng stream "alignment". A relaxed
     sample is no position, so the alignment has neither log_prob nor entropy.
+
+    Raises (when it is called):
+        ValueError: the temperature is not above zero.
     """
 
     temperature: float = 1.0
+
+    def setup(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is above zero; got {self.temperature}")
 
     def align(
         self, scores: jax.Array, queries: jax.Array, memory: Memory, state: Any, deterministic: bool

@@ -37,6 +37,9 @@ class Attention(nn.Module):
     alignment: a function `(scores, mask) -> weights [..., T, S]`, or an `Aligner`.
     implementation: see `functional.attend.attend`; an `Aligner` reads in its own way.
 
+    Raises (when it is called):
+        ValueError: an implementation other than "plain" for an `Aligner`.
+
     >>> from attention_zoo.modules import Additive
     >>> attention = Attention(Additive(units=8))
     >>> values, queries = jnp.ones((2, 7, 5)), jnp.ones((2, 3, 4))
@@ -50,6 +53,13 @@ class Attention(nn.Module):
     score: Any
     alignment: Callable[..., Any] = softmax
     implementation: str = "plain"
+
+    def setup(self) -> None:
+        if isinstance(self.alignment, Aligner) and self.implementation != "plain":
+            raise ValueError(
+                f"{type(self.alignment).__name__} reads in its own way: implementation is 'plain'; "
+                f"got {self.implementation!r}"
+            )
 
     @checked
     def remember(self, values: Float[Array, "*b S V"], mask: Bool[Array, "*b S"] | None = None) -> Memory:
@@ -82,13 +92,17 @@ class Attention(nn.Module):
         The alignment is None where a fused implementation does not build it.
 
         Args:
-            queries: T of them, the next ones of a sequence.
+            queries: T of them, the next ones of a sequence; their leading axes broadcast against the memory's.
             memory: from `remember`. state: from `start`, or from the last call.
             deterministic: False in training, where some alignments draw noise from the rng stream "alignment".
 
         Raises:
             ValueError: the mechanism carries a state, and got none.
+            TypeError: the state is not one of this module's.
         """
+        knows_states = isinstance(self.score, Past) or isinstance(self.alignment, Aligner)
+        if knows_states and not isinstance(state, AttentionState | None):
+            raise TypeError(f"a state of attention is one from `start` or the last call; got {type(state).__name__}")
         if not isinstance(self.score, Past):
             return self._together(queries, memory, state, deterministic)
         if state is None:
@@ -102,6 +116,8 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, Any, Any]:
         """All queries at once; the state of an alignment runs through them."""
         queries, keys, values = promote_dtype(queries, memory.keys, memory.values, dtype=self.score.dtype)
+        leading = jnp.broadcast_shapes(queries.shape[:-2], memory.mask.shape[:-1])
+        queries = jnp.broadcast_to(queries, leading + queries.shape[-2:])
         if not isinstance(self.alignment, Aligner):
             mask = memory.mask[..., None, :]
             # `attend` knows the score that has fused paths as a function.

@@ -108,11 +108,16 @@ class Coverage(Past):
     """How much each position was attended to so far, `f_s = sum_t' alpha_t's` (See 2017, eq. 10 and 11).
 
     fertility: N; above zero the sum is divided by a learned fertility up to N (Tu 2016, linguistic coverage; N = 2).
+
+    Raises (when it is called):
+        ValueError: the fertility is negative.
     """
 
     fertility: float = 0.0
 
     def setup(self) -> None:
+        if not self.fertility >= 0:
+            raise ValueError(f"fertility is 0, for none, or above; got {self.fertility}")
         self.expected = Fertility(self.fertility) if self.fertility else None
 
     def start(self, memory: Memory) -> CoverageState:

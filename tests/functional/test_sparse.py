@@ -116,19 +116,26 @@ def test_sparsemax_is_the_simplex_projection_of_optax(float64):
 
 @pytest.mark.parametrize("align", [sparsemax, entmax15])
 def test_long_rows_sum_to_one_and_have_exact_zeros(align):
-    spreads = np.array([[0.01], [0.3], [1.0], [30.0]], np.float32)
-    weights = np.asarray(jax.jit(align)(spreads * np.float32(np.random.default_rng(0).normal(size=(4, 4099)))))
+    spreads = np.array([[0.0], [1e-5], [0.01], [0.3], [1.0], [30.0]], np.float32)
+    weights = np.asarray(jax.jit(align)(spreads * np.float32(np.random.default_rng(0).normal(size=(6, 4099)))))
     assert np.all(weights >= 0)
     np.testing.assert_allclose(weights.sum(-1, dtype=np.float64), 1, atol=2e-6)
     support = (weights > 0).sum(-1)
-    assert np.all(np.diff(support) < 0)
-    assert support[1] < 4099 / 2
+    np.testing.assert_array_equal(support[:2], 4099)
+    assert np.all(np.diff(support[1:]) < 0)
+    assert support[3] < 4099 / 2
 
 
 @pytest.mark.parametrize("align", [sparsemax, entmax15])
-@pytest.mark.parametrize("size", [1, 257])
+@pytest.mark.parametrize("size", [1, 257, 500, 3000])
 def test_equal_scores_share_equally(align, size):
     np.testing.assert_allclose(jax.jit(align)(np.full((1, size), 0.7)), np.full((1, size), 1 / size), rtol=1e-5)
+
+
+@pytest.mark.parametrize("align", [sparsemax, entmax15])
+def test_half_of_a_long_row_shares_equally_beside_low_scores(align):
+    scores = np.float32([[0] * 1500 + [-0.9] * 1500])
+    np.testing.assert_allclose(jax.jit(align)(scores), (scores == 0) / 1500, rtol=1e-5)
 
 
 def test_gradients_equal_finite_differences(float64):
@@ -272,6 +279,13 @@ def test_a_temperature_can_be_learned(float64):
     cool = jax.jit(lambda temperature: tempered(dirty, MASK, temperature=temperature))
     check_grads(cool, (np.array(0.7),), order=1, atol=1e-6, rtol=1e-6)
     assert np.abs(jax.jacfwd(cool)(0.7)).max() > 0.1
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-12, 1e-3])
+def test_a_low_temperature_has_a_finite_gradient(temperature):
+    scores, cotangents = draw(scale=1e3)
+    loss = jax.jit(lambda theta: jnp.sum(cotangents * tempered(scores, MASK, temperature=theta)))
+    assert np.isfinite(jax.grad(loss)(jnp.float32(temperature)))
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, NAN, jnp.float32(0)])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention_zoo.models import Seq2Seq
-from attention_zoo.models.mechanisms import SCORES
+from attention_zoo.models.mechanisms import ALIGNMENTS, SCORES
 
 B, S, T, N_SOURCE, N_TARGET = 3, 7, 5, 13, 11
 LENGTHS = (S, 4, 0)
@@ -19,12 +19,13 @@ FAMILIES = {
     "at_once": {"attention": "luong", "score": "dot", "input_feeding": False, "tied": True},
 }
 AT_ONCE = {"attention": "luong", "score": "general", "input_feeding": False, "window": 2}
-OTHERS = ("sparsemax", "local_m", "local_p", "monotonic", "mocha", "gumbel_softmax", "straight_through")
+OTHERS = tuple(alignment for alignment in ALIGNMENTS if alignment != "softmax")
+FEW = {"window": 2, "kept": 2, "temperature": 0.5}
 MECHANISMS = FAMILIES | {
     "none": {"attention": "none"},
     **{f"bahdanau_{score}": {"attention": "bahdanau", "score": score} for score in SCORES if score != "additive"},
     "bahdanau_deep": {"attention": "bahdanau", "cell": "gru", "bridge": "backward", "decoder_layers": 2},
-    **{f"bahdanau_{name}": {"attention": "bahdanau", "alignment": name, "window": 2} for name in OTHERS},
+    **{f"bahdanau_{name}": {"attention": "bahdanau", "alignment": name, **FEW} for name in OTHERS},
     **{f"at_once_{name}": {**AT_ONCE, "alignment": name} for name in ("local_p", "mocha")},
     "feeding_local_p": {"attention": "luong", "score": "dot", "alignment": "local_p", "window": 1},
     **{f"bahdanau_past_{past}": {"attention": "bahdanau", "past": past} for past in ("location", "coverage")},

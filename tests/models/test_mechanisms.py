@@ -69,6 +69,28 @@ def test_heads_and_image_cells_are_leading_axes_and_positions(alignment):
     assert not np.any(together[0][2]) and not np.any(together[1].weights[2])
 
 
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize(
+    ("score", "past", "steps"), [("dot", "none", 1), ("location", "none", T), ("dot", "coverage", T)]
+)
+def test_queries_are_shared_by_all_sources_of_a_memory(alignment, score, past, steps):
+    """[T, Q] and [1, T, Q] equal the same queries written out for each source."""
+    made, mask = attention(score, alignment, past), np.arange(S) < np.array([[S], [4], [0]])
+    queries, values = draw(1, steps, Q), draw(B, S, Q)
+    written_out = np.broadcast_to(queries, (B, steps, Q))
+    variables = made.init(jax.random.key(0), written_out, values, mask, method="over")
+
+    @quick_jit
+    def each(*ways):
+        memory = made.apply(variables, values, mask, method="remember")
+        state = made.apply(variables, memory, method="start")
+        return [made.apply(variables, way, memory, state) for way in ways]
+
+    expected, *found = each(written_out, queries, queries[0])
+    for other in found:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), other, expected)
+
+
 @pytest.mark.parametrize("name", STATEFUL)
 def test_the_state_of_a_mechanism_follows_its_hypothesis_through_beam_search(name):
     model, params, source, lengths, _ = make(**MECHANISMS[name])

@@ -1,6 +1,7 @@
 """The table of presets is complete, and every model has as many parameters as its paper's equations say."""
 
 import math
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -44,22 +45,22 @@ def tu_2016_linguistic_fertility():
 def chorowski_2015():
     inputs, phones, n = 123, 63, 256
     encoder = 2 * (gru(inputs, n) + 2 * gru(2 * n, n))
-    location = 11 * 10 + 10 * n  # F and U
-    decoder = gru(phones + n, n) + additive(n, 2 * n, n) + location + n * 3 * n + n * (2 * n + 1)  # W_c, the bridge
+    location = 201 * 10 + 10 * 2 * n  # F and U
+    decoder = gru(phones + n, n) + additive(n, 2 * n, 2 * n) + location + n * 3 * n + n * (2 * n + 1)  # W_c, the bridge
     return encoder + decoder + phones * (n + 1)
 
 
 def see_2017():
-    """The paper's own count (section 6) and all that `presets.SEE` names as different."""
+    """The paper's own count (section 5) and all that `presets.SEE` names as different."""
     words, e, n = 50_000, 128, 256
     embeddings = words * e  # the target's own
     feeding = lstm(e + n, n) - (lstm(e, n) + e * (e + 2 * n + 1))
     features = n * 3 * n - n * (3 * n + 1)  # no bias
-    return 21_499_600 + embeddings + feeding + features + additive(n, 2 * n, n) - additive(2 * n, 2 * n, 2 * n)
+    return 21_499_600 + embeddings + feeding + features + additive(n, 2 * n, 2 * n) - additive(2 * n, 2 * n, 2 * n)
 
 
 def see_2017_coverage():
-    return see_2017() + 256  # w_c, as wide as the alignment
+    return see_2017() + 512  # w_c, as wide as the alignment: the paper's own count
 
 
 def luong_2015(score=1000 * 1000):
@@ -143,12 +144,30 @@ def test_every_preset_is_counted():
     assert COUNTS.keys() == PRESETS.keys()
 
 
+@cache
+def shapes_of(name):
+    tokens, lengths = jnp.zeros((2, 3), jnp.int32), jnp.ones(2, jnp.int32)
+    return jax.eval_shape(seq2seq(name).init, jax.random.key(0), tokens, lengths, tokens)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_parameter_count(name):
-    model = seq2seq(name)
-    tokens, lengths = jnp.zeros((2, 3), jnp.int32), jnp.ones(2, jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, lengths, tokens)
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == COUNTS[name]()
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of(name))) == COUNTS[name]()
+
+
+ALIGNMENT_UNITS = {"bahdanau_2014": 1000, "tu_2016_linguistic": 1000, "chorowski_2015": 512, "see_2017": 512}
+
+
+@pytest.mark.parametrize("name", ALIGNMENT_UNITS)
+def test_the_score_has_the_units_of_the_paper(name):
+    shapes = shapes_of(name)["params"]["decoder"]["attention"]["score"]
+    additive = shapes.get("score", shapes)  # beside what a past owns
+    assert additive["energy"].shape == (ALIGNMENT_UNITS[name],)
+
+
+def test_location_filters_are_those_of_the_paper():
+    score = shapes_of("chorowski_2015")["params"]["decoder"]["attention"]["score"]
+    assert (score["filters"].shape, score["past"].shape) == ((201, 10), (10, 512))
 
 
 # Has the state that asks for the word y_t read y_{t-1} already? For each paper, its mechanism with the most to it.

@@ -133,6 +133,11 @@ def test_dropout_needs_a_key_differs_by_key_and_stays_out_of_evaluation():
         ({"tied": True, "one_hot": True}, "tied output needs learned embeddings"),
         ({"dropout": 1.0}, r"dropout lies in \[0, 1\); got 1.0"),
         ({"dropout": -0.1}, r"dropout lies in \[0, 1\); got -0.1"),
+        ({"fertility": 2.0}, "fertility divides the past 'coverage'; got 2.0 and past 'none'"),
+        ({"fertility": -2.0, "past": "coverage"}, "fertility is 0, for none, or above; got -2.0"),
+        ({"attention": "none", "alignment": "sparsemax"}, "attention 'none' aligns nothing: .* got 'sparsemax' and"),
+        ({"attention": "context", "past": "coverage"}, "attention 'context' aligns nothing: .* and 'coverage'"),
+        ({"temperature": 0.0}, "temperature is above zero; got 0.0"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(fields, sentence):

@@ -209,6 +209,8 @@ def test_dropout_needs_its_key_and_changes_the_result() -> None:
         ({"activation": "tanh"}, "activation is one of"),
         ({"alignment": "monotonic"}, "alignment is one of softmax, tempered, sparsemax, entmax15, top_k"),
         ({"alignment": "sparsemax", "groups": 1, "score": "dot"}, "no groups"),
+        ({"temperature": 0.0}, "temperature is above zero; got 0.0"),
+        ({"kept": 0}, "kept is at least 1; got 0"),
         ({"dropout": 1.0}, r"dropout lies in \[0, 1\); got 1.0"),
         ({"heads": 3}, "width is a multiple of heads, or head_width is given; got 8 and 3"),
         ({"groups": 4}, "heads is a multiple of groups; got 2 and 4"),

@@ -152,6 +152,35 @@ def test_scores_that_know_the_past_equal_a_plain_loop():
         close(weights, by_steps(params, lambda before, n=share: (sum(before, jnp.zeros((B, S))) / n)[..., None]))
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="MoChA needs a chunk_score"):
-        apply(MoChA())
+@pytest.mark.parametrize(
+    ("alignment", "sentence"),
+    [
+        (MoChA(), "MoChA needs a chunk_score"),
+        (Monotonic(method="xx"), "method is one of parallel, recursive; got 'xx'"),
+        (GumbelSoftmax(0.0), "temperature is above zero; got 0.0"),
+        (StraightThrough(-1.0), "temperature is above zero; got -1.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_also_at_inference(alignment, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        apply(alignment)
+
+
+def test_a_negative_fertility_is_refused():
+    with pytest.raises(ValueError, match="fertility is 0, for none, or above; got -1"):
+        apply(softmax, score=Coverage(Dot(), fertility=-1.0))
+
+
+@pytest.mark.parametrize("implementation", ["nonsense", "chunked"])
+def test_an_alignment_that_reads_in_its_own_way_takes_no_implementation(implementation):
+    attention = Attention(Dot(), LocalM(2), implementation)
+    with pytest.raises(ValueError, match=f"LocalM reads in its own way: .* got '{implementation}'"):
+        attention.init(jax.random.key(0), QUERIES, VALUES, method="over")
+
+
+@pytest.mark.parametrize("attention", [Attention(Dot(), LocalM(2)), Attention(Coverage(Dot()))])
+def test_a_bare_array_is_no_state(attention):
+    variables = attention.init(jax.random.key(0), QUERIES, VALUES, method="over")
+    memory = attention.apply(variables, VALUES, method="remember")
+    with pytest.raises(TypeError, match="is one from `start` or the last call; got ArrayImpl"):
+        attention.apply(variables, QUERIES, memory, jnp.zeros(B, jnp.int32))

@@ -66,7 +66,7 @@ def test_grouped_heads_are_heads_with_repeated_keys_and_values(groups: int) -> N
 @pytest.mark.parametrize("score", sorted(set(SCORES) - {"location"}))
 def test_every_score_stands_in_a_head_with_weights_of_its_own(score: str) -> None:
     """Two heads equal two modules of one head each, whose parameters are theirs."""
-    sizes = SimpleNamespace(decoder_units=4, dtype=None)
+    sizes = SimpleNamespace(decoder_units=4, score_units=None, dtype=None)
     make = partial(SCORES[score], sizes, 4)
     two, one = (MultiHeadAttention(heads, 4 * heads, use_bias=False, score=make) for heads in (2, 1))
     variables = made(two)
