@@ -31,6 +31,7 @@ def experiment(
     batch_size: int = 128,
     steps: int = 6000,
     evaluate_every: int = 1000,
+    noise_every: int | None = None,
     dev_examples: int = 1000,
     test_examples: int = 2000,
     seed: int = 0,
@@ -50,6 +51,7 @@ def experiment(
         batch_size: pictures a step.
         steps: how long to train.
         evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        noise_every: steps between measurements of the gradient's variance; None for none.
         dev_examples: pictures in the dev split.
         test_examples: pictures in the test split.
         seed: of the parameters and of the pictures.
@@ -67,5 +69,6 @@ def experiment(
         samples=samples,
         evaluate_every=evaluate_every,
         checkpoint_every=evaluate_every,
+        noise_every=noise_every,
         seed=seed,
     )

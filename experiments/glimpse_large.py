@@ -34,6 +34,7 @@ def experiment(
     batch_size: int = 64,
     steps: int = 10_000,
     evaluate_every: int = 1000,
+    noise_every: int | None = None,
     dev_examples: int = 1000,
     test_examples: int = 2000,
     seed: int = 0,
@@ -55,6 +56,7 @@ def experiment(
         batch_size: canvases a step.
         steps: how long to train.
         evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        noise_every: steps between measurements of the gradient's variance; None for none.
         dev_examples: canvases in the dev split.
         test_examples: canvases in the test split.
         seed: of the parameters, of the sampled locations and of the canvases.
@@ -74,6 +76,7 @@ def experiment(
         batch_size=batch_size,
         steps=steps,
         evaluate_every=evaluate_every,
+        noise_every=noise_every,
         dev_examples=dev_examples,
         test_examples=test_examples,
         seed=seed,

@@ -47,6 +47,7 @@ def experiment(
     batch_size: int = 128,
     steps: int = 4000,
     evaluate_every: int = 1000,
+    noise_every: int | None = None,
     dev_examples: int = 1000,
     test_examples: int = 2000,
     seed: int = 0,
@@ -77,6 +78,7 @@ def experiment(
         batch_size: canvases a step.
         steps: how long to train.
         evaluate_every: steps between evaluations on the dev split; the best checkpoint is kept.
+        noise_every: steps between measurements of the gradient's variance; None for none.
         dev_examples: canvases in the dev split.
         test_examples: canvases in the test split.
         seed: of the parameters, of the sampled locations and of the canvases.
@@ -95,7 +97,7 @@ def experiment(
         locations=locations,
         first=first,
         detached=recipe == "classic",
-        learned_baseline=recipe == "classic",
+        learned_baseline=recipe == "classic" and locations == "policy",
     )
     return glimpsing(
         "glimpse_translated",
@@ -112,5 +114,6 @@ def experiment(
         steps=steps,
         evaluate_every=evaluate_every,
         checkpoint_every=evaluate_every,
+        noise_every=noise_every,
         seed=seed,
     )

@@ -1,8 +1,10 @@
 """Every experiment: its docstring, its size, and two steps through the command line into a prediction."""
 
+import inspect
 import json
 import math
 import re
+from typing import get_args
 
 import jax
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from matplotlib.image import imsave
 
 from attention_zoo.data import dates
+from attention_zoo.models.mechanisms import ALIGNMENTS, PASTS, SCORES
+from experiments import mechanisms
 from experiments.__main__ import main
 from experiments.commands.catalogue import docstring, function, names
 
@@ -46,12 +50,18 @@ LOOKERS = {
     "caption_hard": f"{CAPTION} --baseline learned --noise_every 2",
     "caption_marginal": f"{CAPTION} --best 3",
     "caption_soft": f"{CAPTION} --doubly_stochastic 1.0",
-    "caption_variational": f"{CAPTION} --samples 2",
+    "caption_variational": f"{CAPTION} --samples 2 --noise_every 2",
     "glimpse_cluttered": f"{GLIMPSE} --locations random --piece 5",
-    "glimpse_large": GLIMPSE.replace(" --hidden 7", ""),
+    "glimpse_large": GLIMPSE.replace(" --hidden 7", "") + " --noise_every 2",
     "glimpse_translated": f"{GLIMPSE} --recipe classic",
 }
 INPUTS = {"dates": "3 mai 2016 €", "mechanisms": "3 mai 2016 €", "reverse": "1 2 €", "translate": "ein Wort €"}
+
+
+def test_mechanisms_offers_every_score_alignment_and_past_of_the_zoo():
+    offered = inspect.signature(mechanisms.experiment).parameters
+    for name, known in (("score", SCORES), ("alignment", ALIGNMENTS), ("past", PASTS)):
+        assert set(get_args(offered[name].annotation)) == set(known)
 
 
 def test_every_experiment_is_tried_here():
@@ -115,13 +125,23 @@ def test_two_steps_of_what_looks_at_pictures(name, tmp_path, monkeypatch, capsys
     assert 0 <= summary["metrics"].get("pointing_accuracy", 0) <= 1
     assert (folder / "figures" / ("caption_1.png" if caption else "glimpses_1.png")).exists()
     measured = '"split": "gradient_variance"' in (folder / "metrics.jsonl").read_text()
-    assert measured == (name == "caption_hard")
+    assert measured == ("--noise_every" in LOOKERS[name])
     imsave(tmp_path / "digit.png", np.eye(32 if caption else 24), cmap="gray")
     assert main(["predict", str(folder), "digit.png", "--plot", "seen.png"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1 and (tmp_path / "seen.png").exists()
     imsave(tmp_path / "large.png", np.eye(33), cmap="gray")
     assert main(["predict", str(folder), "large.png"]) == (0 if name == "caption_files" else 2)
     assert len(capsys.readouterr().err.splitlines()) == (name != "caption_files")
+
+
+@pytest.mark.parametrize("name", ["glimpse_cluttered", "glimpse_translated"])
+def test_a_learned_baseline_is_there_only_where_locations_are_learnt(name):
+    """It would have no loss. (And the noise of a gradient is measured as told.)"""
+    sizes = {"recipe": "classic", "batch_size": 3, "dev_examples": 3, "test_examples": 3, "noise_every": 5}
+    for locations in ("policy", "random"):
+        made = function(name)(locations=locations, **sizes)
+        shapes = jax.eval_shape(made.init, jax.random.key(0), next(iter(made.data.shapes())))
+        assert ("baseline" in shapes) == ("locator" in shapes) == (locations == "policy") and made.noise_every == 5
 
 
 def check_summary(name, summary):

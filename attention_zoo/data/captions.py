@@ -30,6 +30,7 @@ from attention_zoo.data.vocabulary import END, Tokenizer, Words
 SPLITS = ("train", "dev", "test")
 COCO = "http://images.cocodataset.org/zips/"
 KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+EXPECTED = "expected a folder of pictures with a captions file: a file name, a tab and a caption a line"
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 
 
@@ -165,17 +166,16 @@ def read_captions(captions: Path, folder: Path) -> tuple[list[Row], list[str]]:
     """The pictures of a captions file, in the order in which it first names them, and a note about repeated lines.
 
     Raises:
-        ValueError: the file cannot be read or is empty, or a line (its number is told) has not exactly one tab between
-            a file name and a caption, or names a file that is not there.
+        ValueError: the file cannot be read or is empty, or a line (its number is told) is no file's name, tab, caption.
     """
     try:
         lines = captions.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise ValueError(f"{captions} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{captions} cannot be read: {error.strerror}; {EXPECTED}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{captions} is no UTF-8 text") from error
     if not lines:
-        raise ValueError(f"{captions} is empty: it should hold a file name, a tab and a caption a line")
+        raise ValueError(f"{captions} is empty; {EXPECTED}")
     rows: dict[str, Row] = {}
     for number, line in enumerate(lines, start=1):
         where = f"{captions}, line {number}"

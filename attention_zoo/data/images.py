@@ -166,7 +166,8 @@ def read_picture(path: Path, coloured: bool = False) -> np.ndarray:
     try:
         values = np.asarray(imread(path))
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error).removesuffix(f" {str(path)!r}")
+        raise ValueError(f"{path} cannot be read as a picture: {reason}") from error
     scaled = values.astype(np.float32) / (255 if values.dtype == np.uint8 else 1)
     channels = scaled[..., None] if scaled.ndim == 2 else scaled[..., :3]
     if coloured:

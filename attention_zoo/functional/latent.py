@@ -26,13 +26,15 @@ def marginal(
 ) -> Float[Array, "*b T"]:
     """The exact marginal likelihood of a latent location, `log sum_s alpha_ts p(y_t | s)` (Deng 2018, eq. 1).
 
-    Its gradient is exact: no samples, no variance. It is at least the bound `sum_s alpha_ts log p(y_t | s)`.
+    Its gradient is exact: no samples, no variance. It is at least the bound `sum_s alpha_ts log p(y_t | s)`. What is
+    impossible everywhere is -inf, with a gradient of zero.
 
     Args:
         log_weights: `log alpha_ts`, see `log_softmax`; -inf hides a location, whose likelihood may be anything.
         log_likelihoods: `log p(y_t | s)`, [..., T, S].
         best: the sum is over so many of the most probable locations, with their weights made to sum to one, which is
-            cheaper at inference; biased, and exact for `best >= S`. None takes all.
+            cheaper at inference: too high where y is likelier there than at the others, each on average by weight, too
+            low where it is less likely, and exact for `best >= S`. None takes all.
 
     Raises:
         ValueError: best is below 1.
@@ -45,7 +47,10 @@ def marginal(
         log_likelihoods = jnp.take_along_axis(log_likelihoods, places, -1)
     hidden = log_weights == -jnp.inf
     joint = jnp.where(hidden, -jnp.inf, _wide(log_weights) + jnp.where(hidden, 0, _wide(log_likelihoods)))
-    return jax.nn.logsumexp(joint, axis=-1)
+    impossible = jnp.all(joint == -jnp.inf, -1)
+    # Replaced before the sum too: the gradient of a logarithm of 0 is NaN, whatever takes its place afterwards.
+    total = jax.nn.logsumexp(jnp.where(impossible[..., None], 0, joint), axis=-1)
+    return jnp.where(impossible, -jnp.inf, total)
 
 
 @checked

@@ -18,8 +18,9 @@ def gumbel_softmax(
     """A relaxed sample of one location a row, `softmax((e + g) / theta)` with Gumbel noise g (Jang 2017, eq. 2).
 
     The largest weight falls on s with probability softmax(e)_s, at any temperature; as theta -> 0 the row becomes
-    one-hot, an exact sample (the Concrete distribution, Maddison 2017). The gradient by the scores is biased, as
-    that of spread weights is; at lower temperatures less so, and noisier.
+    one-hot, an exact sample (the Concrete distribution, Maddison 2017). The gradient by the scores of a function f of
+    the row is a biased estimate of that of `E[f(sample)]`, for linear f too; a low temperature lessens the bias and
+    adds noise.
 
     Args:
         scores, mask: as in `alignment.softmax`.
@@ -46,11 +47,15 @@ def straight_through(
     """Looks at one location, and is differentiated as if it looked at all: one-hot values with a soft gradient.
 
     Forward: exactly 1 at the largest `e + g`, 0 elsewhere. Backward: the gradient of `gumbel_softmax` with the same
-    noise g (straight-through Gumbel-softmax, Jang 2017, section 2.2): a biased estimate for what is not linear in the
-    weights. Without a key g is 0: no sample but the largest score, with the gradient of `softmax(e / theta)`. Of equal
-    scores the lower position is taken.
+    noise g (straight-through Gumbel-softmax, Jang 2017, section 2.2): a biased estimate of that of `E[f(sample)]`, for
+    linear f too: on average it is then that of f(mean relaxed weights), in place of f(softmax(e)). Without a key
+    g is 0: no sample but the largest score, with the gradient of `softmax(e / theta)`. Of equal scores the lower
+    position is taken.
 
     Arguments and results are otherwise those of `gumbel_softmax`.
+
+    Raises:
+        ValueError: the temperature is not above zero.
     """
     noisy = perturbed(scores, key)
     soft = tempered(noisy, mask, temperature=temperature)

@@ -88,8 +88,7 @@ class Captioner(nn.Module):
     embedding, units, attention_units: widths of E, of the LSTM, of the additive score. located: whether annotations
         know their places, see `modules.vision.located`. baseline: whether there is a learned baseline. temperature: of
         relaxed samples. best: locations that latent attention sums over at inference; None is all. dropout: on
-        embeddings and before the output layer; there, latent attention drops the same units at every location, so that
-        a word's mixture is that of one thinned network.
+        embeddings and before the output layer, where latent attention drops the same units at every location.
 
     Raises:
         ValueError: attention is not one of its names, or a number is out of range.
@@ -125,7 +124,7 @@ class Captioner(nn.Module):
         self.from_context = Dense(self.embedding, use_bias=False, dtype=self.dtype)
         self.output = Dense(self.vocabulary, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
-        # A word is written by one thinned network, whichever of its locations is summed over.
+        # The mixture of a word is that of one thinned network.
         self.drop_everywhere = nn.Dropout(self.dropout, broadcast_dims=(-2,))
         if self.baseline:
             self.value = Dense(1)

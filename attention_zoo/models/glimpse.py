@@ -80,14 +80,15 @@ class RecurrentAttention(nn.Module):
         self,
         images: Float[Array, "B Y X C"],
         deterministic: bool = True,
-        std: Float[Array, ""] | float = 0.15,
+        std: Float[Array, ""] | float | int = 0.15,
         rollouts: int = 1,
     ) -> Glimpses:
         """Looks at images [B, height, width, channels]; row b K + k of the results is rollout k of K of image b.
 
         Args:
             deterministic: look at the means, from the centre on; else draw, from the rng stream "alignment". Random
-                locations are drawn in any case, from a fixed key where there is no such stream.
+                locations are drawn in any case; where there is no such stream from a fixed key, so that row r of every
+                batch of a shape looks at the same places.
             std: of the Gaussian in each direction, above 0, in halves of the image's side; what is drawn beyond the
                 border is moved to it.
             rollouts: K; the images themselves are not repeated.
@@ -97,7 +98,7 @@ class RecurrentAttention(nn.Module):
         """
         if rollouts < 1:
             raise ValueError(f"RecurrentAttention: rollouts is at least 1; got {rollouts}")
-        if isinstance(std, float) and std <= 0:
+        if isinstance(std, float | int) and std <= 0:
             raise ValueError(f"RecurrentAttention: std is above 0; got {std}")
         images = jnp.asarray(images)
         given, noise = self._draws(deterministic, len(images), rollouts)
@@ -113,7 +114,7 @@ class RecurrentAttention(nn.Module):
         locations, means, pre, log_probs = places
         return Glimpses(self.output(hidden), locations, means, pre, log_probs, self._baselines(hidden))
 
-    def _drawn(self, hidden: jax.Array, noise: jax.Array, std: jax.Array | float) -> tuple[jax.Array, ...]:
+    def _drawn(self, hidden: jax.Array, noise: jax.Array, std: jax.Array | float | int) -> tuple[jax.Array, ...]:
         """Where the policy looks next, from h [B, D] and noise [B, 2]: location, mean, pre and log-density."""
         pre = self.locator(jax.lax.stop_gradient(hidden) if self.detached else hidden).astype(jnp.float32)
         mean = jnp.tanh(pre)
@@ -154,7 +155,7 @@ class RecurrentAttention(nn.Module):
 
 @checked
 def log_density(
-    points: Float[Array, "*b 2"], means: Float[Array, "*b 2"], std: Float[Array, ""] | float
+    points: Float[Array, "*b 2"], means: Float[Array, "*b 2"], std: Float[Array, ""] | float | int
 ) -> Float[Array, "*b"]:
     """Of a Gaussian with one standard deviation in both directions, `-|x - m|^2 / (2 s^2) - 2 log s - log 2 pi`.
 

@@ -45,5 +45,9 @@ class ConvEncoder(nn.Module):
 
 @checked
 def located(grid: Float[Array, "B R Q V"]) -> Float[Array, "B R Q V"]:
-    """Annotations with their places: `a + sinusoidal_2d`, see `functional.positions`. V is a multiple of four."""
+    """Annotations with their places: `a + sinusoidal_2d`, see `functional.positions`.
+
+    Raises:
+        ValueError: V is not a multiple of four.
+    """
     return grid + sinusoidal_2d(*grid.shape[1:], dtype=grid.dtype).reshape(1, *grid.shape[1:])

@@ -69,13 +69,13 @@ def likelihood(model: Captioner, *, doubly_stochastic: float = 0.0, reduction: s
 
     def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         inputs, targets, real = _captions(batch)
-        logits, alignment = _apply(model, params, key, batch["images"], inputs, deterministic=False)
+        cache = _start(model, params, key, batch)
+        logits, _, alignment = _apply(model, params, key, cache, inputs, deterministic=False, method="extend")
         loss = cross_entropy(logits, targets, real)
         metrics = {"loss": loss, "token_accuracy": token_accuracy(logits.argmax(-1), targets, real)}
         if not doubly_stochastic:
             return loss, metrics
-        everywhere = jnp.ones(alignment.weights.shape[::2], bool)  # [B, S]
-        penalty = doubly_stochastic_penalty(alignment.weights, real, everywhere, reduction=reduction)
+        penalty = doubly_stochastic_penalty(alignment.weights, real, cache.memory.mask, reduction=reduction)
         return loss + doubly_stochastic * penalty, {**metrics, "doubly_stochastic": penalty}
 
     return objective
@@ -102,7 +102,7 @@ def reinforce(model: Captioner, sampling: Sampling) -> Any:
     def objective(params: Any, batch: Batch, key: jax.Array, carry: jax.Array) -> Any:
         captions = _captions(batch)
         toss, draw, other = jax.random.split(key, 3)
-        cache = _apply(model, params, other, batch["images"], deterministic=False, method="start")
+        cache = _start(model, params, other, batch)
         expected = hard.coin(toss, len(captions.inputs), sampling.coin, sampling.per)
         runs = _runs(model, params, draw, cache, captions, expected, sampling.samples)
         if sampling.baseline in ("soft", "self_critical"):
@@ -149,7 +149,7 @@ def variational(model: Captioner, samples: int = 0) -> Objective:
     def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         inputs, targets, real = _captions(batch)
         draw, other = jax.random.split(key)
-        cache = _apply(model, params, other, batch["images"], deterministic=False, method="start")
+        cache = _start(model, params, other, batch)
         found = _apply(model, params, other, cache, inputs, targets, deterministic=False, method="variational")
         log_q = latent.log_softmax(found.scores, cache.memory.mask[:, None])
         count = jnp.maximum(real.sum(), 1)
@@ -204,6 +204,11 @@ def _captions(batch: Batch) -> _Captions:
 def _apply(model: Captioner, params: Any, key: jax.Array, *inputs: Any, **options: Any) -> Any:
     rngs = dict(zip(("dropout", NOISE), jax.random.split(key), strict=True))
     return model.apply({"params": params}, *inputs, rngs=rngs, **options)
+
+
+def _start(model: Captioner, params: Any, key: jax.Array, batch: Batch) -> Any:
+    """The cache before the first word; a batch may have a `mask` [B, S] of the locations that may be seen."""
+    return _apply(model, params, key, batch["images"], batch.get("mask"), deterministic=False, method="start")
 
 
 def _tiled(tree: Any, samples: int) -> Any:

@@ -30,7 +30,8 @@ MARGIN = 4.0  # pixels by which the box of what a word names is widened, before 
 class CaptionJudge:
     """A captioner and its data, as the functions that an `Experiment` is made of; each is compiled once a batch shape.
 
-    data: a `data.CaptionedImages`. tokenize: sacrebleu's tokenisation for BLEU and chrF; None where captions are exact.
+    data: a `data.CaptionedImages`; a `mask` [B, S] in its batches says which locations may be seen. tokenize: that of
+    sacrebleu for BLEU and chrF; None where captions are exact.
     """
 
     model: Captioner
@@ -39,7 +40,7 @@ class CaptionJudge:
 
     @cached_property
     def search(self) -> Callable[..., Decoded]:
-        """`search(params, images [B, Y, X, C], width=1)`: the best caption of each picture."""
+        """`search(params, images [B, Y, X, C], mask=None, width=1)`: the best caption of each picture."""
         return jax.jit(partial(_search, self.model, self.data.max_target), static_argnames="width")
 
     @cached_property
@@ -53,7 +54,7 @@ class CaptionJudge:
         """The metrics of a split, searched greedily or with a beam."""
         rows, hypotheses = [], []
         for batch in self.data.split(split):
-            decoded = self.search(params, batch["images"], width=beam_size)
+            decoded = self.search(params, batch["images"], batch.get("mask"), width=beam_size)
             found = jax.device_get(self.judge(params, dict(batch), decoded))
             rows.append({name: values[batch["valid"]] for name, values in found.items()})
             if self.tokenize is not None:
@@ -70,15 +71,15 @@ class CaptionJudge:
             ValueError: a file cannot be read as a picture, or has another size; the message says which.
         """
         for path in inputs:
-            images = self.data.encode_batch([path])["images"]
-            decoded = self.search(params, images, width=beam_size)
+            batch = self.data.encode_batch([path])
+            decoded = self.search(params, batch["images"], batch.get("mask"), width=beam_size)
             caption = self.data.target.decode(np.asarray(decoded.tokens[0]))
-            yield Prediction(caption, plot=self._plot({"images": images}, decoded, 0))
+            yield Prediction(caption, plot=self._plot({"images": batch["images"]}, decoded, 0))
 
     def draw(self, params: Any, folder: Path, count: int = 4) -> None:
         """A few pictures of the dev split, with what was written and where each word looked."""
         batch = next(iter(self.data.split("dev")))
-        decoded = self.search(params, batch["images"], width=1)
+        decoded = self.search(params, batch["images"], batch.get("mask"), width=1)
         for row in range(min(count, int(batch["valid"].sum()))):
             self._plot(batch, decoded, row)(folder / f"caption_{row + 1}.png")
 
@@ -111,7 +112,8 @@ class CaptionJudge:
 
     def _judge(self, params: Any, batch: Mapping[str, jax.Array], decoded: Decoded) -> dict[str, jax.Array]:
         target, lengths = batch["target"], batch["target_lengths"]
-        logits, _ = self.model.apply({"params": params}, batch["images"], shifted(target))
+        apply = partial(self.model.apply, {"params": params})
+        logits, *_ = apply(apply(batch["images"], batch.get("mask"), method="start"), shifted(target), method="extend")
         real = within(lengths, target.shape[1])
         alignment: Any = decoded.alignment
         written = within(decoded.lengths, alignment.weights.shape[1])
@@ -146,11 +148,13 @@ def _looked(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
     return found if "boxed" not in total else {**found, "pointing_accuracy": total["inside"] / max(total["boxed"], 1)}
 
 
-def _search(model: Captioner, max_length: int, params: Any, images: jax.Array, width: int) -> Decoded:
+def _search(
+    model: Captioner, max_length: int, params: Any, images: jax.Array, mask: jax.Array | None = None, width: int = 1
+) -> Decoded:
     def step(cache: Any, tokens: jax.Array) -> Any:
         return model.apply({"params": params}, cache, tokens, method="step")
 
-    cache = model.apply({"params": params}, images, method="start")
+    cache = model.apply({"params": params}, images, mask, method="start")
     start = jnp.full(images.shape[:1], START, jnp.int32)
     if width == 1:
         return greedy(step, cache, start, end=END, max_length=max_length, pad=PAD)
@@ -178,7 +182,7 @@ def captioning(
     """An `Experiment` that trains a captioner; how follows from its attention, see `caption_losses`.
 
     Args:
-        data: a `data.CaptionedImages`.
+        data: see `CaptionJudge`; the objectives, too, see no location that a `mask` hides.
         sampling: how hard attention is trained; `Sampling()` by default.
         samples: of the inference network, for "variational"; 0 enumerates.
         doubly_stochastic, reduction: see `caption_losses.likelihood`.

@@ -41,9 +41,11 @@ def hybrid_loss(
 
     "dense": an answer after every glimpse; the reward of a location is the mean log-likelihood of the class from its
     glimpse on, its baseline that of the other rollouts of the same picture. "classic", as in the paper: the last answer
-    alone; the reward of every location is 1 if that is right and 0 else, its baseline learned. Both are unbiased of the
-    gradient of the expected reward by the locations; made for models whose `detached` and `learned_baseline` are
-    False in "dense", True in "classic". Random locations have no loss.
+    alone; the reward of every location is 1 if that is right and 0 else, its baseline learned. No baseline brings a
+    bias: each location follows its own reward, as it is expected given the glimpses before. In "classic" all rewards
+    are one, so that this is the gradient of its expectation by where is looked; in "dense" with more than two glimpses
+    it is not the gradient of one expectation. Made for models whose `detached` and `learned_baseline` are False in
+    "dense", True in "classic". Random locations have no loss.
 
     Args:
         model: see `models.RecurrentAttention`; it draws from the rng stream "alignment".
@@ -86,7 +88,7 @@ def hybrid_loss(
 
 
 @checked
-def annealed(step: Int[Array, ""], steps: int, std: tuple[float, float]) -> Float[Array, ""]:
+def annealed(step: Int[Array, ""], steps: int, std: tuple[float | int, float | int]) -> Float[Array, ""]:
     """From the first standard deviation to the last by the same factor every step; the last from `steps` on.
 
     >>> round(float(annealed(jnp.array(5), 10, (0.4, 0.1))), 4)

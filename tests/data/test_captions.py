@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from attention_zoo.data import END, UNKNOWN, CaptionedImages, coco_captions, image_captions
-from attention_zoo.data.captions import plain_words, read_captions
+from attention_zoo.data.captions import EXPECTED, plain_words, read_captions
 from attention_zoo.data.images import read_picture
 from attention_zoo.data.pictures import resized
 
@@ -155,7 +155,7 @@ def test_lines_that_are_there_twice_are_left_out(folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "captions.tsv is empty: it should hold a file name, a tab and a caption a line"),
+        (b"", f"captions.tsv is empty; {EXPECTED}"),
         (b"0.png\tone\n0.png two\n", "line 2: 0 tabs, where one is expected between file name and caption"),
         (b"0.png\tone\ttwo\n", "line 1: 2 tabs, where one is expected"),
         (b"0.png\tone\n0.png\t \n", "line 2: the caption is empty"),
@@ -174,8 +174,9 @@ def test_what_is_wrong_is_one_sentence(folder, tmp_path, content, message):
 
 
 def test_other_wrong_arguments(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"none.tsv cannot be read: No such file"):
-        image_captions(folder, tmp_path / "none.tsv")
+    for where, name in ((folder, "none.tsv"), (tmp_path, None), (tmp_path / "none", None)):  # an empty one, and none
+        with pytest.raises(ValueError, match=rf"{name or 'captions.tsv'} cannot be read: No such .*; {EXPECTED}"):
+            image_captions(where, name and tmp_path / name)
     with pytest.raises(ValueError, match=r"channels 1 or 3; got \(5, 6\) and 2"):
         image_captions(folder, size=(5, 6), channels=2)
     with pytest.raises(ValueError, match=r"size is at least 1 pixel each way .* got \(0, 6\) and 3"):

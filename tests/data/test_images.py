@@ -36,6 +36,13 @@ def test_pictures_become_a_batch_and_what_is_none_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"image.png is 4 x 6 x 1 .*, where 8 x 8 x 1 is read"):
         LabelledImages({}, ["a"], batch_size=3, shape=(8, 8, 1)).encode_batch([str(tmp_path / "image.png")])
     (tmp_path / "text.png").write_text("no picture")
-    for name in ("text.png", "missing.png"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read as a picture"):
+    (tmp_path / "text.jpg").write_text("no picture")
+    reasons = {
+        "text.png": "not a PNG file",
+        "text.jpg": "cannot identify image file",
+        "missing.png": "No such file or directory",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(ValueError) as error:
             data.encode_batch([str(tmp_path / name)])
+        assert str(error.value) == f"{tmp_path / name} cannot be read as a picture: {reason}"

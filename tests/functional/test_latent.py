@@ -59,6 +59,28 @@ def test_gradients_are_exact_and_reach_no_hidden_location(float64):
         assert not np.asarray(found)[hidden].any() and np.abs(np.asarray(found)[~hidden]).min() > 0
 
 
+def test_the_best_locations_err_as_they_explain_better_or_worse_than_the_others():
+    weights, likelihoods = np.array([[0.6, 0.3, 0.1]]), np.array([[0.5, 0.2, 0.3], [0.1, 0.4, 0.2]])
+    exact, best = (latent.marginal(jnp.log(np.tile(weights, (2, 1))), jnp.log(likelihoods), k) for k in (None, 1))
+    np.testing.assert_allclose(np.exp(exact), [0.39, 0.2], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(best), [0.5, 0.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("best", [None, 2])
+def test_what_is_impossible_everywhere_has_a_gradient_of_zero(best):
+    log_likelihoods = jnp.array([[-jnp.inf] * 3, [-jnp.inf, -1.0, -2.0], [9.0, -jnp.inf, -jnp.inf]])
+    hidden = np.array([[False] * 3, [False] * 3, [True, False, False]])
+
+    def total(scores, log_likelihoods):
+        found = latent.marginal(latent.log_softmax(scores, ~hidden), log_likelihoods, best)
+        return jnp.sum(jnp.where(jnp.isfinite(found), found, 0)), found
+
+    (_, found), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(jnp.zeros((3, 3)), log_likelihoods)
+    assert np.isneginf(found).tolist() == [True, False, True]
+    for gradient in gradients:
+        assert np.isfinite(gradient).all() and not gradient[::2].any() and np.abs(gradient[1]).max() > 0.1
+
+
 def test_vmap_more_axes_and_half_precision():
     weights, logits = jnp.float32(log_weights()), jnp.float32(LOGITS)
     expected = latent.mixture(weights, logits)

@@ -114,6 +114,21 @@ def test_gradients_equal_finite_differences(float64):
     check_grads(second, (scores,), order=1, atol=1e-6, rtol=1e-6)
 
 
+@both
+def test_the_gradient_is_biased_of_a_linear_function_too(align):
+    """In each entry beyond 5 standard errors; at a lower temperature less so, and noisier."""
+    scores, values = np.float32([[1.0, -0.5, 0.3]]), np.float32([0.7, -1.1, 0.4])
+    p = np.exp(scores[0]) / np.exp(scores).sum()
+    exact = p * (values - p @ values)  # of sum_s p_s f_s, the mean of f of exact samples
+    many, cotangents = (np.broadcast_to(array, (DRAWS, 1, 3)) for array in (scores, values))
+    everything = np.ones((1, 3), bool)
+    found = [np.asarray(compute(align, many, everything, cotangents, KEY, theta)[1])[:, 0] for theta in (1.0, 0.2)]
+    errors = [sample.std(0) / np.sqrt(DRAWS) for sample in found]
+    bias, lower = (sample.mean(0) - exact for sample in found)
+    assert np.all(np.abs(bias) > 5 * errors[0])
+    assert np.all(np.abs(lower) < np.abs(bias) / 2) and np.all(errors[1] > errors[0])
+
+
 @pytest.mark.parametrize(("align", "key"), [(gumbel_softmax, KEY), (straight_through, KEY), (straight_through, None)])
 @pytest.mark.parametrize("garbage", [NAN, INF, -INF, 3e38])
 def test_what_stands_in_masked_scores_matters_neither_forward_nor_backward(align, key, garbage):

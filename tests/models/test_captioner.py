@@ -1,4 +1,7 @@
-"""The captioner: its equations in numpy, decoding, masks, JAX's transformations, and what it refuses."""
+"""The captioner: its equations in numpy, decoding, masks, JAX's transformations, and what it refuses.
+
+What training adds is in test_captioner_training.
+"""
 
 from functools import cache, partial
 
@@ -6,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.errors import InvalidRngError
 from jaxtyping import TypeCheckError
 
 from attention_zoo.functional.positions import sinusoidal_2d
@@ -238,46 +240,6 @@ def test_vmap_export_and_checkpoint(kind, float64):
     found, one_by_one = jax.export.export(transformed)(params, images, TOKENS).call(params, images, TOKENS)
     assert one_by_one.dtype == jnp.float64
     close((found, one_by_one), (expected, expected[0][1]), rtol=1e-10, atol=1e-12)
-
-
-@some_kinds
-def test_bfloat16_computes_in_bfloat16_from_float32_parameters(kind):
-    model, params = make(kind)
-    half = model.clone(dtype=jnp.bfloat16)
-    logits, alignment = quick(half.apply)({"params": params}, IMAGES, TOKENS)
-    # A mixture is formed in float32, as every log-sum-exp.
-    assert logits.dtype == (jnp.float32 if kind == "marginal" else jnp.bfloat16)
-    assert alignment.weights.dtype == jnp.bfloat16
-    shapes = jax.eval_shape(half.init, jax.random.key(0), IMAGES, TOKENS)
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(shapes)} == {"float32"}
-    expected, looked = quick(model.apply)({"params": params}, IMAGES, TOKENS)
-    # Rows that look at the same places with eight bits too.
-    same = np.all(np.abs(looked.weights - alignment.weights) < 0.1, (1, 2))
-    assert same.any() and np.abs(logits - expected)[same].max() < 0.02 * np.ptp(expected)
-
-
-def test_noise_and_dropout_need_keys_in_training_alone():
-    for kind in ("hard", "gumbel_softmax", "straight_through"):
-        model, params = make(kind)
-        with pytest.raises(InvalidRngError, match='needs PRNG for "alignment"'):
-            jax.eval_shape(partial(model.apply, deterministic=False), {"params": params}, IMAGES, TOKENS)
-    model, params = make("marginal", dropout=0.5)
-    call = quick(lambda key: model.apply({"params": params}, IMAGES, TOKENS, False, rngs={"dropout": key})[0])
-    first, again, other = (call(jax.random.key(seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert np.abs(first - other).max() > 1e-3
-    with pytest.raises(InvalidRngError, match='needs PRNG for "dropout"'):
-        jax.eval_shape(partial(model.apply, deterministic=False), {"params": params}, IMAGES, TOKENS)
-
-
-def test_a_word_is_written_by_one_thinned_network_wherever_it_looks():
-    model, params = make("variational", dropout=0.5)
-    same = np.broadcast_to(IMAGES[:, :1, :1], IMAGES.shape)  # at every location
-    cache = model.apply({"params": params}, same, method="start")
-    rngs = {"dropout": jax.random.key(2)}
-    found = model.apply({"params": params}, cache, TOKENS, TOKENS, False, method="variational", rngs=rngs)
-    close(found.log_likelihoods, np.broadcast_to(found.log_likelihoods[..., :1], found.log_likelihoods.shape))
-    assert np.ptp(found.log_likelihoods[..., 0]) > 0.1
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def test_random_locations_are_uniform_and_the_same_at_every_inference(params):
     assert not np.any(seen.log_probs) and not np.any(seen.pre)
     first, again = infer(control, params, IMAGES), infer(control, params, IMAGES)
     np.testing.assert_array_equal(first.locations, again.locations)
+    np.testing.assert_array_equal(infer(control, params, IMAGES[::-1]).locations, first.locations)  # another batch
     assert np.all(np.ptp(first.locations, axis=(0, 1)) > 0)
 
 
@@ -171,6 +172,10 @@ def test_unknown_fields_are_refused(fields, sentence):
         jax.eval_shape(RecurrentAttention(**{**FIELDS, **fields}).init, jax.random.key(0), IMAGES)
 
 
-def test_a_gaussian_without_width_is_refused(params):
-    with pytest.raises(ValueError, match=r"std is above 0; got 0\.0"):
-        MODEL.apply({"params": params}, IMAGES, False, 0.0, rngs={"alignment": jax.random.key(0)})
+def test_a_width_may_be_an_integer_but_not_zero(params):
+    apply = partial(MODEL.apply, {"params": params}, IMAGES, False, rngs={"alignment": jax.random.key(0)})
+    jax.tree.map(np.testing.assert_array_equal, apply(std=1), apply(std=1.0))
+    assert log_density(jnp.ones(2), jnp.zeros(2), 1) == log_density(jnp.ones(2), jnp.zeros(2), 1.0)
+    for std in (0.0, 0):
+        with pytest.raises(ValueError, match=f"std is above 0; got {std}"):
+            apply(std=std)

@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from attention_zoo.functional import hard
+from attention_zoo.models import captioner as models
 from attention_zoo.modules.vision import ConvEncoder
 from attention_zoo.training.caption_losses import BASELINES, Sampling, likelihood, reinforce, variational
 from attention_zoo.training.objectives import shifted
@@ -57,11 +58,13 @@ def latent(params):
     return np.exp(np.take_along_axis(log_softmax(written.everywhere), wanted, -1)[..., 0]), written.weights
 
 
-def test_likelihoods_and_the_penalty_by_hand():
+@pytest.mark.parametrize(("reduction", "count"), [("sum", 1), ("mean", S)])
+def test_likelihoods_and_the_penalty_by_hand(reduction, count):
     params = drawn()
     likelihoods, written = log_likelihoods(params, soft(EVERYWHERE))
-    total, metrics = quick(likelihood(captioner(), doubly_stochastic=0.7))(params, BATCH, KEY)
-    missing = [np.square(1 - written.weights[row, :size].sum(0)).sum() for row, size in enumerate(LENGTHS)]
+    objective = likelihood(captioner(), doubly_stochastic=0.7, reduction=reduction)
+    total, metrics = quick(objective)(params, BATCH, KEY)
+    missing = [np.square(1 - written.weights[row, :size].sum(0)).sum() / count for row, size in enumerate(LENGTHS)]
     close(metrics["loss"], -likelihoods[REAL].mean(), rtol=1e-5)
     close(metrics["token_accuracy"], (written.logits.argmax(-1) == TOKENS)[REAL].mean(), rtol=1e-5)
     close(metrics["doubly_stochastic"], np.mean(missing), rtol=1e-4)
@@ -118,6 +121,22 @@ def test_the_moving_average_is_of_what_was_sampled(per):
         close(metrics["loss"], -likelihoods[REAL].mean(), rtol=1e-4)
         seen.add(counted.any(1).sum())
     assert seen == ({0, B} if per == "batch" else seen) and len(seen) > 1
+
+
+@pytest.mark.parametrize("baseline", ["none", "soft", "self_critical", "leave_one_out"])
+def test_the_baselines_by_hand(baseline, monkeypatch):
+    """Where the samples are the likeliest locations: of one picture alike, of others different."""
+    monkeypatch.setattr(models, "sample_location", lambda scores, mask, key: hard.likeliest_location(scores, mask))
+
+    def rewards(choose):
+        likelihoods = np.where(REAL, log_likelihoods(drawn(), choose)[0], 0)
+        return np.cumsum(likelihoods[:, ::-1], -1)[:, ::-1]
+
+    own = rewards(likeliest(EVERYWHERE))
+    advantage = own - {"none": 0, "soft": rewards(soft(EVERYWHERE))}.get(baseline, own)
+    found = quick(reinforce(captioner("hard"), Sampling(2, baseline, 0.0)))(drawn(), BATCH, KEY, NOTHING)[1][0]
+    close(found["advantage"], np.sqrt(np.square(advantage[REAL]).mean()), rtol=1e-4, atol=1e-5)
+    assert np.ptp(own[:, 0]) > 1 and np.abs(own - rewards(soft(EVERYWHERE))).max() > 0.1
 
 
 def test_the_entropy_bonus_is_the_mean_entropy_of_real_words():

@@ -38,8 +38,8 @@ class Even:
 
     encoder = ConvEncoder((2, 4), (4, 2))
 
-    def apply(self, variables, images, inputs):
-        return jnp.zeros((*inputs.shape, WORDS.size)), None
+    def apply(self, variables, images, inputs, method):
+        return images if method == "start" else (jnp.zeros((*inputs.shape, WORDS.size)), images, None)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_metrics_of_all_rows_and_only_of_those(judge):
     )
     for tokenize in (None, "none"):
         again = CaptionJudge(judge.model, data, tokenize)
-        again.__dict__["search"] = lambda params, images, width: decoded
+        again.__dict__["search"] = lambda params, images, mask, width: decoded
         found = again.evaluate({}, "test")
         assert found["exact_match"] == pytest.approx(1 / 3) and found["token_accuracy"] == pytest.approx(7 / 10)
         assert found["map_distance"] == pytest.approx(2 / 3) and found["pointing_accuracy"] == pytest.approx(3 / 7)
@@ -203,6 +203,17 @@ def test_given_parameters_are_taken_over_and_a_learned_baseline_is_drawn(data):
     jax.tree.map(np.testing.assert_array_equal, first, known)
     assert jax.tree.map(jnp.shape, asked[0]) == jax.tree.map(jnp.shape, known)
     assert made.carry() == 0 and made.batch_size == 4
+
+
+def test_the_penalty_is_reduced_as_told(data):
+    model, batch = Captioner(data.target.size, **SIZES), next(iter(data.train(0)))
+    params = parameters(model, batch["images"], shifted(batch["target"]))
+    penalty = {}
+    for reduction in ("sum", "mean"):
+        options = {"optimizer": optimizer("adam", 1e-2), "doubly_stochastic": 0.1, "reduction": reduction}
+        made = captioning("soft", model, data, steps=2, **options)
+        penalty[reduction] = quick(made.objective)(params, batch, jax.random.key(0))[1]["doubly_stochastic"]
+    assert penalty["sum"] == pytest.approx(9 * penalty["mean"]) and penalty["mean"] > 0.01  # 3 x 3 cells
 
 
 @pytest.mark.parametrize("attention", ["soft", "marginal", "variational"])

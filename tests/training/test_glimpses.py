@@ -1,6 +1,7 @@
 """Training on glimpses: by hand, every parameter learns, the estimate against its exact gradient, how it is judged."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ def values(model, params, key, rollouts=K, std=0.2):
 def test_schedule_and_rewards_by_hand():
     stds = [float(glimpses.annealed(jnp.array(step), 4, (0.16, 0.01))) for step in (0, 1, 2, 4, 9)]
     assert stds == pytest.approx([0.16, 0.08, 0.04, 0.01, 0.01])
+    assert glimpses.annealed(jnp.array(0), 4, (1, 0.5)) == 1
     logits = jnp.log(jnp.array([[[0.5, 0.5], [0.25, 0.75], [0.8, 0.2]]]))
     likelihoods = glimpses.log_likelihoods(logits, jnp.array([1]))
     np.testing.assert_allclose(likelihoods, np.log([[0.5, 0.75, 0.2]]), rtol=1e-5)
@@ -51,12 +53,15 @@ def test_schedule_and_rewards_by_hand():
 
 
 def test_the_location_loss_by_hand():
-    # One picture, two rollouts, one location each: the other's reward is the baseline.
-    blank = jnp.zeros((2, 2, 2))
-    log_probs, baselines = jnp.array([[9.0, 0.5], [9.0, -2.0]]), jnp.array([[9.0, 1.0], [9.0, 3.0]])
-    seen, reward = Glimpses(blank, blank, blank, blank, log_probs, baselines), jnp.array([[4.0], [1.0]])
-    assert location_loss(seen, reward, 2, "dense") == pytest.approx(-(3 * 0.5 + -3 * -2.0) / 2)
-    assert location_loss(seen, reward, 2, "classic") == pytest.approx(-((4 - 1) * 0.5 + (1 - 3) * -2.0) / 2)
+    # Two pictures, two rollouts of each, one location each: the reward of the same picture's other is the baseline.
+    blank, nine = jnp.zeros((4, 2, 2)), jnp.full((4, 1), 9.0)
+    log_probs = jnp.concatenate([nine, jnp.array([[0.5], [-2.0], [0.25], [4.0]])], 1)
+    baselines = jnp.concatenate([nine, jnp.array([[1.0], [3.0], [6.0], [5.0]])], 1)
+    seen, reward = Glimpses(blank, blank, blank, blank, log_probs, baselines), jnp.array([[4.0], [1.0], [30.0], [50.0]])
+    expected = (4 - 1) * 0.5 + (1 - 4) * -2.0 + (30 - 50) * 0.25 + (50 - 30) * 4.0
+    assert location_loss(seen, reward, 2, "dense") == pytest.approx(-expected / 4)
+    expected = (4 - 1) * 0.5 + (1 - 3) * -2.0 + (30 - 6) * 0.25 + (50 - 5) * 4.0
+    assert location_loss(seen, reward, 2, "classic") == pytest.approx(-expected / 4)
 
 
 @pytest.mark.parametrize("recipe", MODELS)
@@ -213,6 +218,19 @@ def test_every_row_is_judged_once(experiment, state):
     assert found["pointing_accuracy"] == pytest.approx(np.mean(on))
     assert found["chance_pointing"] == pytest.approx(np.mean(area), rel=1e-5)
     assert found["pointing_ratio"] == pytest.approx(np.mean(on) / np.mean(area), rel=1e-5)
+
+
+@pytest.mark.parametrize(("places", "judged"), [([9, 9, 1, 9], 1), ([1, 1, 9, 1], 0), ([9, 1], 1)])
+def test_the_third_glimpse_is_asked_whether_it_is_on_the_object(places, judged):
+    """The last one, where there are fewer. On 10 x 10 pixels; the box is the upper left quarter."""
+    locations = jnp.array([[[place / 5 - 1, place / 5 - 1] for place in places]])
+    seen = Glimpses(jnp.zeros((1, len(places), N)), *(locations,) * 3, *(jnp.zeros(locations.shape[:2]),) * 2)
+    batch = {"images": np.zeros((1, 10, 10, 1)), "labels": np.array([0]), "boxes": np.float32([[0, 0, 5, 5]])}
+    judge = Judge(MODELS["dense"], SimpleNamespace(split=lambda name: [{**batch, "valid": np.array([True])}]))
+    judge.__dict__["look"] = lambda params, images: seen
+    found = judge.evaluate({})
+    assert found["pointing_accuracy"] == judged and found["chance_pointing"] == 0.25
+    assert found["glimpse_distance"] == pytest.approx(np.abs(np.diff(places)).mean() / 5 * 2**0.5)
 
 
 def test_a_file_is_named_and_drawn_and_the_dev_split_too(experiment, state, tmp_path):
