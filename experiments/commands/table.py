@@ -186,8 +186,9 @@ def render(result: dict[str, Any]) -> str:
         "",
         f"Written by `python -m experiments table {task} --output docs/mechanisms`: {budget['steps']} steps of each "
         f"mechanism on {budget['train_examples']:,} examples, {result['seeds']} seeds, scores on "
-        f"{budget['held_out_examples']:,} test examples (mean, lowest to highest). A step's time is a median of turns, "
-        f"on {result['costs']['device']}; its temporary memory is the compiler's figure.",
+        f"{budget['held_out_examples']:,} test examples (mean, lowest to highest), trained on "
+        f"{result['device']}. A step's time is a median of "
+        f"turns, on {result['costs']['device']}; its temporary memory is the compiler's figure.",
         "",
         "| mechanism | exact match | alignment accuracy | entropy, nats | step, ms | temporaries, MB | parameters |",
         "|---|---|---|---|---|---|---|",
