@@ -60,7 +60,8 @@ def hybrid_loss(
         cross-entropy, nats), `accuracy` (of the last glimpse), `std` and, where locations are learnt, their `reward`.
 
     Raises:
-        ValueError: an unknown recipe, a number out of range, or "classic" with a model that has no learned baseline.
+        ValueError: an unknown recipe, a number out of range, "classic" with a model that has no learned baseline, or a
+            learned baseline that nothing would teach.
     """
     _check(model, recipe, rollouts, std)
 
@@ -276,3 +277,8 @@ def _check(model: RecurrentAttention, recipe: str, rollouts: int, std: tuple[flo
         raise ValueError(f"std is above 0, first and last; got {std[0]} and {std[1]}")
     if recipe == "classic" and model.locations == "policy" and not model.learned_baseline:
         raise ValueError("the recipe 'classic' needs a model with a learned baseline")
+    if model.learned_baseline and (recipe != "classic" or model.locations != "policy"):
+        raise ValueError(
+            "a learned baseline learns in the recipe 'classic' where locations are the policy's; "
+            f"got {recipe!r} and {model.locations!r}: make the model without one"
+        )

@@ -79,9 +79,9 @@ def exact():
 
 
 def estimates(recipe):
-    """Of the sum over both locations, of which the loss is the mean."""
+    """Of the sum over both locations, of which the loss is the mean; the recipe "dense" learns no baseline."""
     options = {"steps": 1, "rollouts": ROLLOUTS, "std": (STD, STD), "location_weight": 2.0, "penalty": 0.0}
-    objective = hybrid_loss(MODEL, recipe, **options)
+    objective = hybrid_loss(MODEL.clone(learned_baseline=recipe == "classic"), recipe, **options)
 
     def estimate(key):
         gradient = jax.grad(objective, has_aux=True)(parameters(), BATCH, key, {"step": jnp.array(0)})[0]

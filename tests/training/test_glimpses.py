@@ -162,6 +162,13 @@ def test_the_estimate_is_unbiased_of_the_exact_gradient(recipe):
     assert moved >= 4  # an estimate of zeros would not pass
 
 
+@pytest.mark.parametrize(("recipe", "locations"), [("dense", "policy"), ("dense", "random"), ("classic", "random")])
+def test_a_baseline_that_nothing_would_teach_is_refused(recipe, locations):
+    model = RecurrentAttention(**FIELDS, learned_baseline=True, locations=locations)
+    with pytest.raises(ValueError, match=f"learned baseline learns .* got '{recipe}' and '{locations}'"):
+        hybrid_loss(model, recipe, steps=10, rollouts=K)
+
+
 def test_random_locations_have_no_loss_but_the_classes():
     model = RecurrentAttention(**FIELDS, locations="random")
     loss, (metrics, _) = jax.jit(hybrid_loss(model, steps=10, rollouts=K))(
