@@ -33,6 +33,7 @@ NAMES = (
     "glimpse_large",
     "hard",
     "input",
+    "kernels",
     "loss",
     "multihead",
     "recurrent",

@@ -5,7 +5,8 @@ Eight heads of width 64: batch 8 at 64 and 512 positions ("paper"), batch 1 at 4
 heads for eight query heads; who cannot do a case takes no part in it. Contexts and gradients are compared before
 anything is timed (`TOLERANCES`, relative to the largest value: in bfloat16 four steps of its grid, as peers round
 between the two products). Each peer gets the layout that it asks for from the start; PyTorch's is
-`scaled_dot_product_attention`, Keras's the layer Attention, whose batch holds the heads.
+`scaled_dot_product_attention`, Keras's the layer Attention, whose batch holds the heads. On a GPU jax.nn enters twice
+in bfloat16, by XLA and by cuDNN; and float32 means full float32 on all sides, in products too.
 """
 
 import sys
@@ -65,7 +66,7 @@ def benchmark(
     size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None, dtype: str = "float32"
 ) -> list[Row]:
     """Rows for every case, forward and with the gradient of queries, keys and values; `peers`: all by default."""
-    return _measure(_entrants(peers), size, repetitions, CASES, dtype)
+    return _measure(_entrants(peers, dtype), size, repetitions, CASES, dtype)
 
 
 def contest(
@@ -96,11 +97,14 @@ def contest(
     """
     check_guest(name, PEERS)
     axis = LAYOUTS[known(layout, LAYOUTS, "layout")]
-    return _measure({**_entrants(peers), name: Entrant(attention, axis)}, size, repetitions, cases, dtype)
+    return _measure({**_entrants(peers, dtype), name: Entrant(attention, axis)}, size, repetitions, cases, dtype)
 
 
-def _entrants(peers: Collection[str] | None) -> dict[str, Entrant]:
-    return {OURS: Entrant(dot_product_attention, LAYOUTS["BHTD"]), **bring(PEERS, peers)}
+def _entrants(peers: Collection[str] | None, dtype: str) -> dict[str, Entrant]:
+    entrants = {OURS: Entrant(dot_product_attention, LAYOUTS["BHTD"]), **bring(PEERS, peers)}
+    if "jax.nn" in entrants and dtype == "bfloat16" and jax.default_backend() == "gpu":
+        entrants["jax.nn cudnn"] = Entrant(partial(jax_nn, implementation="cudnn"))
+    return entrants
 
 
 def _measure(entrants: dict[str, Entrant], size: str, repetitions: int, cases: Sequence[str], dtype: str) -> list[Row]:
@@ -112,8 +116,8 @@ def _measure(entrants: dict[str, Entrant], size: str, repetitions: int, cases: S
     rows = []
     for batch, heads, steps, width in shapes:
         for case in cases:
-            options, pairs = _options(known(case, CASES, "case"), batch, steps)
-            arrays = _arrays(batch, heads, heads // GROUPED if case == "grouped" else heads, steps, width, dtype)
+            options, pairs = case_options(known(case, CASES, "case"), batch, steps)
+            arrays = inputs(batch, heads, heads // GROUPED if case == "grouped" else heads, steps, width, dtype)
             for direction, products in PRODUCTS.items():
                 contestants = [
                     one.contestant(name, direction, arrays, options)
@@ -125,14 +129,14 @@ def _measure(entrants: dict[str, Entrant], size: str, repetitions: int, cases: S
     return rows
 
 
-def _arrays(batch: int, heads: int, key_heads: int, steps: int, width: int, dtype: str) -> tuple[jax.Array, ...]:
+def inputs(batch: int, heads: int, key_heads: int, steps: int, width: int, dtype: str) -> tuple[jax.Array, ...]:
     """Queries, keys, values and a cotangent of the context."""
     normal = np.random.default_rng(0).normal
     numbers = heads, key_heads, key_heads, heads
     return tuple(jnp.asarray(normal(size=(batch, number, steps, width)), dtype) for number in numbers)
 
 
-def _options(case: str, batch: int, steps: int) -> tuple[dict[str, Any], float]:
+def case_options(case: str, batch: int, steps: int) -> tuple[dict[str, Any], float]:
     """What a case adds to the arguments, and how many pairs of a query and a key it leaves to a head."""
     everything, width = float(steps**2), max(1, steps // 8)
     if case == "causal":
@@ -159,11 +163,18 @@ def _flax_linen(
     return nn.dot_product_attention(queries, keys, values, mask=_whole_mask(queries, mask, causal, window))
 
 
-def _jax_nn(*arrays: Any, mask: Any = None, causal: bool = False, window: Any = None) -> jax.Array:
-    return jax.nn.dot_product_attention(*arrays, mask=mask, is_causal=causal, local_window_size=window)
+def jax_nn(
+    *arrays: Any, mask: Any = None, causal: bool = False, window: Any = None, implementation: Any = "xla"
+) -> jax.Array:
+    """jax.nn's, with a mask for every pair where it is cuDNN's, which has no other."""
+    if implementation == "cudnn" and mask is not None:
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], arrays[0].shape[1], arrays[1].shape[1]))
+    options = {"mask": mask, "is_causal": causal, "local_window_size": window}
+    return jax.nn.dot_product_attention(*arrays, implementation=implementation, **options)
 
 
-def _tokamax() -> Entrant:
+def tokamax() -> Attention:
+    """tokamax's, by what it chooses itself; raises ImportError where there is none."""
     if not FLAGS.is_parsed():  # tokamax reads the command line, which is not its own
         FLAGS(sys.argv[:1])
     attention = import_module("tokamax").dot_product_attention
@@ -171,17 +182,18 @@ def _tokamax() -> Entrant:
     def entered(*arrays: Any, mask: Any = None, causal: bool = False, window: Any = None) -> jax.Array:
         return attention(*arrays, mask=mask, is_causal=causal, local_window_size=window)
 
-    return Entrant(entered)
+    return entered
 
 
 def _keras() -> Entrant:
     """Keras's Attention, which has no heads: they are rows of its batch."""
-    layer = keras_layers().Attention()
+    layers = keras_layers()
 
     def entered(queries: Any, keys: Any, values: Any, mask: Any = None, causal: bool = False) -> jax.Array:
         heads, width = queries.shape[1], queries.shape[-1]
         rows = [array.reshape(-1, *array.shape[2:]) for array in (queries * width**-0.5, values, keys)]
         seen = None if mask is None else [None, jnp.repeat(mask[:, 0, 0], heads, axis=0)]
+        layer = layers.Attention(dtype=str(queries.dtype))
         return layer(rows, mask=seen, use_causal_mask=causal).reshape(queries.shape)
 
     return Entrant(entered, LAYOUTS["BHTD"], cases=OWN)
@@ -201,8 +213,8 @@ def _pytorch() -> Entrant:
 
 PEERS: Peers = {
     "flax.linen": lambda: Entrant(_flax_linen, cases=CASES[:-1]),
-    "jax.nn": lambda: Entrant(_jax_nn),
-    "tokamax": _tokamax,
+    "jax.nn": lambda: Entrant(jax_nn),
+    "tokamax": lambda: Entrant(tokamax()),
     "keras": _keras,
     "PyTorch": _pytorch,
 }

@@ -154,14 +154,15 @@ def _pytorch() -> Enter:
 
     def enter(name: str, work: Work) -> Contestant:
         width, steps = work.inputs.shape[-1], work.inputs.shape[1]
-        layer = torch.nn.MultiheadAttention(width, work.heads, bias=False, batch_first=True)
+        layer = torch.nn.MultiheadAttention(width, work.heads, bias=False, batch_first=True).to(pytorch.device())
         rows = pytorch.tensors({part: kernel.T for part, kernel in work.kernels.items()})
         with torch.no_grad():
             layer.in_proj_weight.copy_(torch.cat([rows[part] for part in PARTS[:3]]))
             layer.out_proj.weight.copy_(rows["output"])
         options: dict[str, Any] = {"need_weights": False}
         if work.case == "causal":
-            options |= {"attn_mask": torch.nn.Transformer.generate_square_subsequent_mask(steps), "is_causal": True}
+            mask = torch.nn.Transformer.generate_square_subsequent_mask(steps, pytorch.device())
+            options |= {"attn_mask": mask, "is_causal": True}
         if work.case == "masked":
             options["key_padding_mask"] = pytorch.tensors(~work.real)
 
@@ -182,6 +183,7 @@ def _x_transformers() -> Enter:
     def enter(name: str, work: Work) -> Contestant:
         width, causal = work.inputs.shape[-1], work.case == "causal"
         layer = library.Attention(width, dim_head=width // work.heads, heads=work.heads, causal=causal, flash=True)
+        layer = layer.to(pytorch.device())
         weights = [part.weight for part in (layer.to_q, layer.to_k, layer.to_v, layer.to_out)]
         with torch.no_grad():
             for weight, part in zip(weights, PARTS, strict=True):

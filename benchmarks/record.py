@@ -24,7 +24,8 @@ from benchmarks.rows import Row
 
 RESULTS = Path(__file__).with_name("results")
 KEY = ("benchmark", "case", "direction", "dtype")  # Rows that agree in these were measured beside each other.
-PEERS = ("joeynmt", "keras", "tokamax", "torch", "x-transformers")  # Packages of peers, beside those in `versions`.
+# Packages of peers and of kernels, beside those in `versions`.
+PEERS = ("joeynmt", "keras", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "tokamax", "torch", "triton", "x-transformers")
 Result = dict[str, Any]
 
 

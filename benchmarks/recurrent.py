@@ -162,25 +162,27 @@ def _pytorch(cell: str, gradient: bool, params: Any, inputs: Any, lengths: Any, 
     torch = pytorch.load()
     width, units = inputs.shape[-1], params[LAYERS[0]]["recurrent"].shape[0]
     kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell]
-    module = kind(width, units, batch_first=True, bidirectional=len(params) == 2)
+    module = kind(width, units, batch_first=True, bidirectional=len(params) == 2).to(pytorch.device())
     suffixes = ("l0", "l0_reverse")[: len(params)]
     weights = {f"{name}_{suffix}": value for suffix, layer in zip(suffixes, params.values(), strict=True)
                for name, value in _to_torch(layer).items()}  # fmt: skip
     module.load_state_dict(pytorch.tensors(weights))
     pack = partial(torch.nn.utils.rnn.pack_padded_sequence, batch_first=True, enforce_sorted=False)
 
-    def forward(inputs: Any, lengths: Any) -> Any:
-        if lengths is None:
+    rows = None if lengths is None else pytorch.tensors(lengths).cpu()  # where packing wants them
+
+    def forward(inputs: Any) -> Any:
+        if rows is None:
             return module(inputs)[0]
-        packed = module(pack(inputs, lengths))[0]
+        packed = module(pack(inputs, rows))[0]
         return torch.nn.utils.rnn.pad_packed_sequence(packed, True, total_length=inputs.shape[1])[0]
 
-    def work(inputs: Any, lengths: Any, cotangents: Any) -> Any:
+    def work(inputs: Any, cotangents: Any) -> Any:
         if not gradient:
             with torch.no_grad():
-                return forward(inputs, lengths), ()
+                return forward(inputs), ()
         inputs = inputs.detach().requires_grad_()
-        outputs = forward(inputs, lengths)
+        outputs = forward(inputs)
         found = torch.autograd.grad(outputs, (inputs, *module.parameters()), cotangents)
         names = (name for name, _ in module.named_parameters())
         return outputs, (dict(zip(names, found[1:], strict=True)), found[0])
@@ -189,7 +191,7 @@ def _pytorch(cell: str, gradient: bool, params: Any, inputs: Any, lengths: Any, 
         return {layer: _from_torch(cell, gradients, suffix) for layer, suffix in zip(LAYERS, suffixes, strict=False)}
 
     compared = _compared(cell, lengths, ours)
-    return pytorch.contestant("PyTorch", work, (inputs, lengths, cotangents), lambda r: compared(pytorch.arrays(r)))
+    return pytorch.contestant("PyTorch", work, (inputs, cotangents), lambda r: compared(pytorch.arrays(r)))
 
 
 def _to_torch(layer: Any) -> Any:

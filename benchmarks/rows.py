@@ -12,12 +12,14 @@ from rich.table import Table
 class Row:
     """One measured line, as `--json` writes it; None is what could not be measured.
 
-    `median_ms`, `low_ms`, `high_ms`: median and quartiles. `compile_s`: of JAX, the compilation; else the first call.
+    `median_ms`, `low_ms`, `high_ms`: median and quartiles. `compile_s`: of JAX, the compilation (None
+    with a persistent cache); else the first call.
     `temporary_bytes`, `flops`, `bytes_accessed`: the compiler's, where a loop's body counts once. `peak_bytes`: how far
     a call raised the memory of the process. `roof`, `roof_fraction`: what bounds the work on this machine, and the time
     it needs at that roof over the median. `ratio`: this implementation's time over attention_zoo's, pair by pair (above
     1 = attention_zoo is faster), with its 95 % confidence interval; None where there are too few repetitions for one.
-    `dtype`: of the inputs.
+    `dtype`: of the inputs. `timed_by`: "wall", or "profiler" where times are of an accelerator's kernels and copies;
+    rows without it are of the wall.
     """
 
     benchmark: str
@@ -39,6 +41,7 @@ class Row:
     ratio: float
     ratio_low: float | None = None
     ratio_high: float | None = None
+    timed_by: str = "wall"
 
     @property
     def interval(self) -> str:
@@ -58,9 +61,9 @@ def show(rows: Sequence[Row]) -> None:
         table.add_row(
             row.benchmark,
             f"{row.case}\n{row.direction}, {row.dtype}",
-            row.implementation,
-            f"{row.median_ms:.1f}",
-            f"{row.low_ms:.1f} - {row.high_ms:.1f}",
+            row.implementation + ", by the profiler" * (row.timed_by == "profiler"),
+            short(row.median_ms),
+            f"{short(row.low_ms)} - {short(row.high_ms)}",
             _megabytes(row.temporary_bytes),
             _megabytes(row.peak_bytes),
             "" if row.compile_s is None else f"{row.compile_s:.1f} s",
@@ -69,6 +72,11 @@ def show(rows: Sequence[Row]) -> None:
             row.interval,
         )
     print_table(table)
+
+
+def short(milliseconds: float) -> str:
+    """A time to be read: three digits after the point below one millisecond, else one."""
+    return f"{milliseconds:.{1 if milliseconds >= 1 else 3}f}"
 
 
 def print_table(table: Table) -> None:

@@ -2,8 +2,9 @@
 
 Batch 64, 30 source and 30 target steps, embeddings 256, bidirectional LSTM 512, decoder 512, vocabulary 8,000,
 additive attention (Bahdanau's decoder with maxout). The peer uses `nn.RNN`, `nn.OptimizedLSTMCell`, `nn.Dense`,
-attention inside the scan, and optax's cross-entropy. PyTorch is eager: `nn.LSTM` over packed sources, `nn.LSTMCell`
-in a loop. All have the same weights and must give the same loss and the same norm of the gradient.
+attention inside the scan, and optax's cross-entropy. "PyTorch" is eager: `nn.LSTM` over packed sources (cuDNN's on a
+GPU), `nn.LSTMCell` in a loop; "torch.compile", on accelerators, compiles all that follows the encoder. All have the
+same weights and must give the same loss and the same norm of the gradient.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -20,10 +21,10 @@ from flax import linen as nn
 
 from attention_zoo.functional.masks import within
 from attention_zoo.models import Seq2Seq, seq2seq
-from benchmarks import pytorch, seq2seq_pytorch
 from benchmarks.harness import Contestant, compare
 from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
+from benchmarks.seq2seq_pytorch import torch_peer
 
 SIZES = {
     "small": {
@@ -43,7 +44,8 @@ SIZES = {
 TOLERANCES = {"float32": 1e-5}
 PEERS: Peers = {
     "flax.linen": lambda: {"flax.linen": True, "flax.linen, output layer after the scan": False},
-    "PyTorch": pytorch.load,
+    "PyTorch": lambda: torch_peer(compiled=False),
+    "torch.compile": lambda: torch_peer(compiled=True),
 }
 LEARNING_RATE = 1e-3
 FIELDS = ("source_vocabulary", "target_vocabulary", "embedding", "encoder_units", "decoder_units")
@@ -117,8 +119,9 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
     for name, in_scan in brought.get("flax.linen", {}).items():
         plain = PlainTranslator({field: getattr(model, field) for field in FIELDS}, in_scan)
         contestants.append(_contestant(name, partial(_plain_loss, plain), to_plain(params, in_scan), optimizer, batch))
-    if "PyTorch" in brought:
-        contestants.append(seq2seq_pytorch.contestant("PyTorch", params, batch, LEARNING_RATE))
+    for name in ("PyTorch", "torch.compile"):
+        if name in brought:
+            contestants.append(brought[name](name, params, batch, LEARNING_RATE))
     case = f"B{setting['batch']} S{setting['steps']} T{setting['steps']} N{model.target_vocabulary}"
     timed = partial(compare, tolerance=TOLERANCES["float32"], repetitions=repetitions)
     needs = {"matmul_gflops": 3 * _products(model, setting["batch"] * setting["steps"])}

@@ -1,17 +1,39 @@
-"""The translator of the seq2seq benchmark in eager PyTorch, with the weights of ours."""
+"""The translator of the seq2seq benchmark in PyTorch, eager or its decoder compiled, with the weights of ours."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks import pytorch
 from benchmarks.harness import Contestant
+from benchmarks.machine import accelerated
 
 
-def contestant(name: str, params: Any, batch: Any, learning_rate: float) -> Contestant:
-    """A training step, compared by the loss and the gradient's norm of its first call: its weights go on from there."""
+def torch_peer(compiled: bool) -> Callable[..., Contestant]:
+    """Makes PyTorch's training step; `torch.compile` takes all that follows the encoder, which is a kernel already.
+
+    Raises:
+        ImportError: there is no PyTorch, or it shall be compiled for a CPU.
+        Exception: `torch.compile` does not run on this machine.
+    """
     torch = pytorch.load()
-    net = _translator(torch, params)
+    if compiled:
+        if not accelerated():
+            raise ImportError("on a CPU it compiles the decoder's steps for minutes; it takes part on accelerators")
+        torch.compile(torch.sin)(pytorch.tensors(np.ones(2)))
+    return partial(_contestant, torch, compiled)
+
+
+def _contestant(
+    torch: Any, compiled: bool, name: str, params: Any, batch: tuple[Any, ...], learning_rate: float
+) -> Contestant:
+    """A training step, compared by the loss and the gradient's norm of its first call: its weights go on from there."""
+    net = _translator(torch, params).to(pytorch.tensors(batch[0]).device)
+    if compiled:
+        net.decode = torch.compile(net.decode)
+    lengths = torch.from_numpy(np.array(batch[1]))  # packing wants them on the CPU, where a loader has them
     trained = [weight for weight in net.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(trained, learning_rate, fused=True)
     first: dict[str, Any] = {}
@@ -19,7 +41,7 @@ def contestant(name: str, params: Any, batch: Any, learning_rate: float) -> Cont
 
     def step(*batch: Any) -> dict[str, Any]:
         optimizer.zero_grad()
-        loss = net(*batch)
+        loss = net(lengths, *batch)
         loss.backward()
         gradients = [weight.grad for weight in trained]
         if not first:  # In one go over millions of squares, float32 would lose digits.
@@ -48,12 +70,14 @@ def _translator(torch: Any, params: Any) -> Any:
             self.cell = _cell(torch, decoder)
             self.pairs, self.output = _linear(torch, decoder["combine"]), _linear(torch, params["output"])
 
-        def forward(self, source: Any, lengths: Any, inputs: Any, target: Any, target_lengths: Any) -> Any:
-            steps = source.shape[1]
-            packed = nn.utils.rnn.pack_padded_sequence(self.source(source), lengths, True, enforce_sorted=False)
+        def forward(self, sizes: Any, source: Any, lengths: Any, *target: Any) -> Any:
+            packed = nn.utils.rnn.pack_padded_sequence(self.source(source), sizes, True, enforce_sorted=False)
             annotations, (last, _) = self.encoder(packed)
-            values, _ = nn.utils.rnn.pad_packed_sequence(annotations, batch_first=True, total_length=steps)
-            keys, outside = self.keys(values), torch.arange(steps)[None] >= lengths[:, None]
+            values, _ = nn.utils.rnn.pad_packed_sequence(annotations, batch_first=True, total_length=source.shape[1])
+            return self.decode(values, last, lengths, *target)
+
+        def decode(self, values: Any, last: Any, lengths: Any, inputs: Any, target: Any, target_lengths: Any) -> Any:
+            keys, outside = self.keys(values), _after(torch, lengths, values.shape[1])
             hidden, memory = torch.tanh(self.bridge(torch.cat([*last], -1))).chunk(2, -1)
             embedded, readouts = self.target(inputs), []
             for token in embedded.unbind(1):
@@ -64,10 +88,15 @@ def _translator(torch: Any, params: Any) -> Any:
                 hidden, memory = self.cell(torch.cat([token, context], -1), (hidden, memory))
             one, other = self.pairs(torch.stack(readouts, 1)).split(units // 2, -1)
             logits = self.output(torch.maximum(one, other)).reshape(-1, vocabulary)
-            real = torch.arange(target.shape[1])[None] < target_lengths[:, None]
-            return functional.cross_entropy(logits, target.long().masked_fill(~real, -100).reshape(-1))
+            wanted = target.long().masked_fill(_after(torch, target_lengths, target.shape[1]), -100)
+            return functional.cross_entropy(logits, wanted.reshape(-1))
 
     return Translator()
+
+
+def _after(torch: Any, lengths: Any, steps: int) -> Any:
+    """Which steps are padding, [B, steps]."""
+    return torch.arange(steps, device=lengths.device)[None] >= lengths[:, None]
 
 
 def _embedding(torch: Any, layer: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 from benchmarks import scores
 from benchmarks.aims import AIMS, NOT_MEASURED
 from benchmarks.peers import OURS
+from benchmarks.rows import short
 
 # The results of every machine, by its name.
 Results = Mapping[str, Mapping[str, Any]]
@@ -13,7 +14,8 @@ Table = Callable[[Results], str]
 
 
 def aims(results: Results) -> str:
-    """What is to be reached, and what each machine measured."""
+    """What is to be reached on a CPU, and what each machine measured that is one."""
+    results = {name: result for name, result in results.items() if "cpu" in result["device"].lower()}
     lines = [
         (aim.work, aim.against, aim.goal, *(aim.reached(result["rows"]) for result in results.values()))
         for aim in AIMS
@@ -22,7 +24,10 @@ def aims(results: Results) -> str:
 
 
 def compared(benchmark: str, direction: str | None = None) -> Table:
-    """The table of a benchmark: our time, each peer's over it with its 95 % interval, and the temporary memory."""
+    """The table of a benchmark: our time, each peer's over it with its 95 % interval, and the temporary memory.
+
+    What an accelerator's profiler timed is called device time; in such a line a ratio of times on the wall says so.
+    """
 
     def table(results: Results) -> str:
         rows = [(name, row) for name, row in _rows(results, benchmark) if direction in (None, row["direction"])]
@@ -31,7 +36,15 @@ def compared(benchmark: str, direction: str | None = None) -> Table:
             group = row["case"], f"{row['direction']}, {row['dtype']}", machine
             groups.setdefault(group, {})[row["implementation"]] = row
         columns = dict.fromkeys([OURS, *(row["implementation"] for _, row in rows)])
-        lines = [(*group, *(_cell(found.get(name)) for name in columns)) for group, found in groups.items()]
+        lines = [
+            (
+                case,
+                what + ", device time" * _profiled(found),
+                machine,
+                *(_cell(found.get(name), found) for name in columns),
+            )
+            for (case, what, machine), found in groups.items()
+        ]
         return markdown(("case", "of what", "machine", *columns), lines)
 
     return table
@@ -175,8 +188,8 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[Any]], below: str = 
 
 
 def milliseconds(time: float) -> str:
-    """A time, whole milliseconds from ten on."""
-    return f"{time:.{0 if time >= 10 else 1}f} ms"
+    """A time, whole milliseconds from ten on, microseconds below one."""
+    return f"{time:.0f} ms" if time >= 10 else f"{short(time)} ms"
 
 
 def ratio(row: Mapping[str, Any]) -> str:
@@ -203,11 +216,17 @@ def _place(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["case"], row["direction"]
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
+def _profiled(group: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether any of the rows measured beside each other is timed by the profiler."""
+    return any(row.get("timed_by") == "profiler" for row in group.values())
+
+
+def _cell(row: Mapping[str, Any] | None, group: Mapping[str, Mapping[str, Any]]) -> str:
     """A time, or a ratio with its interval; the rate, where there is one; and the temporaries."""
     if row is None:
         return ""
     words = milliseconds(row["median_ms"]) if row["implementation"] == OURS else ratio(row)
+    words += " on the wall" * (_profiled(group) and row.get("timed_by") != "profiler")
     rate = f", {row['tokens_per_second']:,} tokens/s" if "tokens_per_second" in row else ""
     memory = "" if row.get("temporary_bytes") is None else f", {megabytes(row['temporary_bytes'])}"
     return words + rate + memory
@@ -222,6 +241,7 @@ TABLES: dict[str, Table] = {
     "glimpse_large": glimpse_large,
     "hard": hard,
     "input": pipelines,
+    "kernels": compared("kernels"),
     "loss": compared("loss"),
     "machines": machines,
     "multihead": compared("multihead"),

@@ -1,6 +1,5 @@
-"""The Transformers of Flax's wmt example and of PyTorch, with attention_zoo's weights, as whole training steps."""
+"""A Transformer's training step in JAX, and the models of Flax's wmt example with attention_zoo's weights."""
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
@@ -13,7 +12,6 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from benchmarks import pytorch
 from benchmarks.harness import Contestant
 
 Loss = Callable[..., Any]
@@ -22,9 +20,9 @@ Loss = Callable[..., Any]
 class Work(NamedTuple):
     """What to train on what.
 
-    sizes: vocabulary, width, layers, heads, hidden, epsilon, classes. params: of ours. batch: source [B, S] and
-    lengths [B]; where it translates, target inputs [B, T], targets [B, T] and their lengths [B], otherwise classes [B].
-    Padding is token 0.
+    sizes: vocabulary, width, layers, heads, hidden, epsilon, classes, and the dtype of the computation. params: of
+    ours, float32. batch: source [B, S] and lengths [B]; where it translates, target inputs [B, T], targets [B, T] and
+    their lengths [B], otherwise classes [B]. Padding is token 0.
     """
 
     sizes: SimpleNamespace
@@ -55,19 +53,19 @@ def positions(steps: int, width: int) -> np.ndarray:
 class PlainBlock(nn.Module):
     """A block of the wmt example: pre-norm, with cross-attention where there are annotations."""
 
-    heads: int
-    hidden: int
-    epsilon: float
+    sizes: Any
 
     @nn.compact
     def __call__(self, inputs, mask, annotations=None, across=None):  # type: ignore[no-untyped-def]
-        attend, norm = partial(nn.MultiHeadDotProductAttention, self.heads), partial(nn.LayerNorm, self.epsilon)
+        sizes, dtype = self.sizes, self.sizes.dtype
+        attend = partial(nn.MultiHeadDotProductAttention, sizes.heads, dtype=dtype)
+        norm, dense = partial(nn.LayerNorm, sizes.epsilon, dtype=dtype), partial(nn.Dense, dtype=dtype)
         outputs = inputs + attend(name="own")(norm(name="own_norm")(inputs), mask=mask)
         if annotations is not None:
             queries = norm(name="cross_norm")(outputs)
             outputs = outputs + attend(name="cross")(queries, annotations, mask=across)
-        hidden = nn.relu(nn.Dense(self.hidden, name="enter")(norm(name="forward_norm")(outputs)))
-        return outputs + nn.Dense(inputs.shape[-1], name="leave")(hidden)
+        hidden = nn.relu(dense(sizes.hidden, name="enter")(norm(name="forward_norm")(outputs)))
+        return outputs + dense(inputs.shape[-1], name="leave")(hidden)
 
 
 class PlainStack(nn.Module):
@@ -78,9 +76,8 @@ class PlainStack(nn.Module):
     @nn.compact
     def __call__(self, vectors, *seen):  # type: ignore[no-untyped-def]
         for number in range(self.sizes.layers):
-            block = PlainBlock(self.sizes.heads, self.sizes.hidden, self.sizes.epsilon, name=f"each_{number}")
-            vectors = block(vectors, *seen)
-        return nn.LayerNorm(self.sizes.epsilon, name="last_norm")(vectors)
+            vectors = PlainBlock(self.sizes, name=f"each_{number}")(vectors, *seen)
+        return nn.LayerNorm(self.sizes.epsilon, dtype=self.sizes.dtype, name="last_norm")(vectors)
 
 
 class PlainTransformer(nn.Module):
@@ -91,12 +88,13 @@ class PlainTransformer(nn.Module):
     @nn.compact
     def __call__(self, source, inputs, targets):  # type: ignore[no-untyped-def]
         sizes = self.sizes
-        embedding = nn.Embed(sizes.vocabulary, sizes.width, name="embedding")
+        embedding = nn.Embed(sizes.vocabulary, sizes.width, dtype=sizes.dtype, name="embedding")
         real, wanted = source > 0, targets > 0
         causal = nn.combine_masks(nn.make_attention_mask(wanted, wanted), nn.make_causal_mask(targets))
 
         def embed(tokens: jax.Array) -> jax.Array:
-            return embedding(tokens) * sizes.width**0.5 + positions(tokens.shape[1], sizes.width)[None]
+            places = positions(tokens.shape[1], sizes.width).astype(sizes.dtype)
+            return embedding(tokens) * sizes.width**0.5 + places[None]
 
         annotations = PlainStack(sizes, name="encoder")(embed(source), nn.make_attention_mask(real, real))
         across = nn.make_attention_mask(wanted, real)
@@ -111,16 +109,18 @@ class PlainClassifier(nn.Module):
     @nn.compact
     def __call__(self, source):  # type: ignore[no-untyped-def]
         sizes, real = self.sizes, source > 0
-        vectors = nn.Embed(sizes.vocabulary, sizes.width, name="embedding")(source)
-        vectors = vectors + positions(source.shape[1], sizes.width)[None]
+        vectors = nn.Embed(sizes.vocabulary, sizes.width, dtype=sizes.dtype, name="embedding")(source)
+        vectors = vectors + positions(source.shape[1], sizes.width).astype(sizes.dtype)[None]
         outputs = PlainStack(sizes, name="encoder")(vectors, nn.make_attention_mask(real, real))
         mean = jnp.where(real[..., None], outputs, 0).sum(1) / real.sum(1)[:, None]
-        return nn.Dense(sizes.classes, name="output")(mean)
+        return nn.Dense(sizes.classes, dtype=sizes.dtype, name="output")(mean)
 
 
 def flax_wmt(name: str, work: Work) -> Contestant:
-    """The models above, with whole logits and optax's cross-entropy."""
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    """The models above, with whole logits and optax's cross-entropy, in float32 whatever the logits are."""
+
+    def cross_entropy(logits: Any, wanted: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), wanted)
 
     def translate(params: Any, source: Any, lengths: Any, inputs: Any, targets: Any, target_lengths: Any) -> Any:
         losses = cross_entropy(PlainTransformer(work.sizes).apply({"params": params}, source, inputs, targets), targets)
@@ -146,129 +146,16 @@ def _to_flax(params: Any, heads: int) -> Any:
         attentions = {name: attention(made[name]) for name in ("own", "cross") if name in made}
         return {name: part for name, part in made.items() if name.endswith("norm")} | attentions | made["forward"]
 
-    def stack(parts: Any) -> Any:
-        return {name: block(part["made"]) if "made" in part else part for name, part in parts.items()}
+    def stack(layers: Any) -> Any:
+        return {name: block(part["made"]) if "made" in part else part for name, part in layers.items()}
 
-    embedding, stacks, output = _parts(params)
+    embedding, stacks, output = parts(params)
     return {"embedding": {"embedding": embedding}} | {name: stack(part) for name, part in stacks.items()} | output
 
 
-def _parts(params: Any) -> tuple[jax.Array, dict[str, Any], dict[str, Any]]:
+def parts(params: Any) -> tuple[jax.Array, dict[str, Any], dict[str, Any]]:
     """The embedding [N, D], the stacks by name, and the classifier's output layer where there is one."""
     if "target_embedding" in params:
         return params["target_embedding"]["embedding"], {n: params[n] for n in ("encoder", "decoder")}, {}
     encoder = params["encoder"]
     return encoder["embedding"]["embedding"], {"encoder": encoder["blocks"]}, {"output": params["output"]}
-
-
-def torch_peer(compiled: bool) -> Callable[[str, Work], Contestant]:
-    """Makes PyTorch's training step: its layers and its fused Adam, eager or with `torch.compile`.
-
-    Raises:
-        Exception: there is no PyTorch, or `torch.compile` does not run on this machine (it needs a C++ compiler).
-    """
-    torch = pytorch.load()
-    if compiled:
-        torch.compile(torch.sin)(torch.ones(2))
-
-    def contestant(name: str, work: Work) -> Contestant:
-        module, loss = (_torch_transformer if work.translates else _torch_classifier)(torch, work)
-        loss = torch.compile(loss) if compiled else loss
-        # Without a learning rate Adam does all of its work and leaves the weights for the next repetition as they are.
-        optimizer = torch.optim.Adam(module.parameters(), lr=0.0, fused=True)
-
-        def step(*batch: Any) -> Any:
-            optimizer.zero_grad()
-            value = loss(*batch)
-            value.backward()
-            norm = torch.nn.utils.get_total_norm([weight.grad for weight in module.parameters()])
-            optimizer.step()
-            return {"loss": value, "gradient_norm": norm}
-
-        return pytorch.contestant(name, step, work.batch)
-
-    return contestant
-
-
-def _torch_transformer(torch: Any, work: Work) -> tuple[Any, Loss]:
-    sizes, functional = work.sizes, torch.nn.functional
-    arguments = (sizes.width, sizes.heads, sizes.layers, sizes.layers, sizes.hidden)
-    with warnings.catch_warnings(action="ignore"):  # It warns of nested tensors, which it does not use by itself.
-        layers = torch.nn.Transformer(*arguments, **_torch_options(sizes))
-    module = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(sizes.vocabulary, sizes.width), "layers": layers})
-    module.load_state_dict(_to_torch(work.params, "layers."))
-    steps = work.batch[2].shape[1]
-    causal = torch.ones(steps, steps, dtype=torch.bool).triu(1)
-    places = [torch.from_numpy(positions(size, sizes.width)) for size in (work.batch[0].shape[1], steps)]
-
-    def loss(source: Any, lengths: Any, inputs: Any, targets: Any, target_lengths: Any) -> Any:
-        vectors, wanted = (
-            module["embedding"](tokens) * sizes.width**0.5 + place
-            for tokens, place in zip((source, inputs), places, strict=True)
-        )
-        hidden = {"src_key_padding_mask": source == 0, "memory_key_padding_mask": source == 0}
-        features = layers(vectors, wanted, tgt_mask=causal, tgt_is_causal=True, **hidden)
-        logits = functional.linear(features, module["embedding"].weight)
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=0)
-
-    return module, loss
-
-
-def _torch_classifier(torch: Any, work: Work) -> tuple[Any, Loss]:
-    sizes = work.sizes
-    layer = torch.nn.TransformerEncoderLayer(sizes.width, sizes.heads, sizes.hidden, **_torch_options(sizes))
-    norm = torch.nn.LayerNorm(sizes.width, sizes.epsilon)
-    module = torch.nn.ModuleDict({
-        "embedding": torch.nn.Embedding(sizes.vocabulary, sizes.width),
-        "encoder": torch.nn.TransformerEncoder(layer, sizes.layers, norm, enable_nested_tensor=False),
-        "output": torch.nn.Linear(sizes.width, sizes.classes),
-    })  # fmt: skip
-    module.load_state_dict(_to_torch(work.params, ""))
-    places = torch.from_numpy(positions(work.batch[0].shape[1], sizes.width))
-
-    def loss(source: Any, lengths: Any, classes: Any) -> Any:
-        outputs = module["encoder"](module["embedding"](source) + places, src_key_padding_mask=source == 0)
-        mean = outputs.masked_fill((source == 0)[..., None], 0).sum(1) / lengths[:, None]
-        return torch.nn.functional.cross_entropy(module["output"](mean), classes.long())
-
-    return module, loss
-
-
-def _torch_options(sizes: SimpleNamespace) -> dict[str, Any]:
-    return {"dropout": 0.0, "layer_norm_eps": sizes.epsilon, "batch_first": True, "norm_first": True}
-
-
-def _to_torch(params: Any, prefix: str) -> dict[str, Any]:
-    """The same weights under PyTorch's names, those of the stacks behind the prefix."""
-    embedding, stacks, output = _parts(params)
-    named = {"embedding.weight": embedding}
-    for name, part in output.items():
-        named |= {f"{name}.weight": part["kernel"].T, f"{name}.bias": part["bias"]}
-    for name, stack in stacks.items():
-        named |= _torch_norm(f"{prefix}{name}.norm", stack["last_norm"])
-        for number in range(len(stack) - 1):
-            named |= _torch_block(f"{prefix}{name}.layers.{number}", stack[f"each_{number}"]["made"])
-    return pytorch.tensors(named)
-
-
-def _torch_block(prefix: str, made: Any) -> dict[str, jax.Array]:
-    attentions = {"own": "self_attn"} | ({"cross": "multihead_attn"} if "cross" in made else {})
-    named: dict[str, jax.Array] = {}
-    for ours, theirs in attentions.items():
-        three = [made[ours][part] for part in ("query", "key", "value")]
-        named[f"{prefix}.{theirs}.in_proj_weight"] = jnp.concatenate([part["kernel"].T for part in three])
-        named[f"{prefix}.{theirs}.in_proj_bias"] = jnp.concatenate([part["bias"] for part in three])
-        named |= _torch_linear(f"{prefix}.{theirs}.out_proj", made[ours]["output"])
-    for number, ours in enumerate([*attentions, "forward"], 1):
-        named |= _torch_norm(f"{prefix}.norm{number}", made[f"{ours}_norm"])
-    for number, ours in enumerate(["enter", "leave"], 1):
-        named |= _torch_linear(f"{prefix}.linear{number}", made["forward"][ours])
-    return named
-
-
-def _torch_linear(name: str, part: Any) -> dict[str, jax.Array]:
-    return {f"{name}.weight": part["kernel"].T, f"{name}.bias": part["bias"]}
-
-
-def _torch_norm(name: str, part: Any) -> dict[str, jax.Array]:
-    return {f"{name}.weight": part["scale"], f"{name}.bias": part["bias"]}

@@ -21,8 +21,15 @@ from attention_zoo.models import Captioner
 from attention_zoo.training import Experiment, optimizer
 from attention_zoo.training.captioning import captioning
 
+Score = Literal["additive", "additive_normalised", "concat", "general", "dot", "scaled_dot", "cosine", "location"]
+Alignment = Literal[
+    "softmax", "sparsemax", "entmax15", "top_k", "monotonic", "mocha", "gumbel_softmax", "straight_through"
+]
+
 
 def experiment(
+    score: Score = "additive",
+    alignment: Alignment = "softmax",
     doubly_stochastic: float = 0.0,
     reduction: Literal["sum", "mean"] = "sum",
     source: str = "digits",
@@ -42,6 +49,8 @@ def experiment(
     """Pictures of digits to their names with soft attention.
 
     Args:
+        score: how relevant a cell is to the decoder's state; "dot" and "scaled_dot" need 64 units.
+        alignment: how scores become weights; "monotonic" and "mocha" read cell by cell and row by row.
         doubly_stochastic: lambda, what looking at some cells more than at others costs in all; 0 is nothing.
         reduction: of that penalty over the cells of a picture.
         source: scikit-learn's digits, or a TFDS data set of grey images such as mnist.
@@ -60,7 +69,7 @@ def experiment(
     """
     placed: Any = {"canvas": canvas, "source": source, "dev_examples": dev_examples, "test_examples": test_examples}
     data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, **placed)
-    model = Captioner(data.target.size, units=units, dropout=dropout)
+    model = Captioner(data.target.size, units=units, dropout=dropout, score=score, alignment=alignment)
     return captioning(
         "caption_soft",
         model,

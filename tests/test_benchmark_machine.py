@@ -62,7 +62,7 @@ def test_another_framework_that_fails_is_named_and_left_out(capsys):
 def test_a_fraction_of_a_roof_is_the_least_time_over_the_median(monkeypatch):
     monkeypatch.setattr(machine, "roofs", lambda dtype: {"tanh_g_per_s": 1.0})
     times = iter([1.0, 0.5, 0.25, 0.5])
-    monkeypatch.setattr("benchmarks.harness.seconds", lambda run, arguments: next(times))
+    monkeypatch.setattr("benchmarks.harness.seconds", lambda *_, calls: next(times))
     (row,) = compare("tanh", "", "forward", [Contestant("attention_zoo", jnp.tanh, (jnp.ones(3),))], tolerance=1.0,
                      repetitions=3, needs={"tanh_g_per_s": 2e8})  # fmt: skip
     assert (row.roof, row.roof_fraction, row.median_ms) == ("tanh_g_per_s", 0.4, 500.0)

@@ -73,7 +73,10 @@ def test_one_name_covers_all_that_a_peer_enters(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["seq2seq", "--peers", "tokamax"], "there is no peer 'tokamax' in seq2seq; there are flax.linen, PyTorch."),
+        (
+            ["seq2seq", "--peers", "tokamax"],
+            "there is no peer 'tokamax' in seq2seq; there are flax.linen, PyTorch, torch.compile.",
+        ),
         (
             ["attention", "additive", "--peers", "keras,torch"],
             "there is no peer 'torch' in attention, additive; "

@@ -1,7 +1,9 @@
 """What the machines measured is what README and docs show: recording, merging, the tables, and the pages themselves."""
 
 import json
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from attention_zoo.training.errors import UserError
@@ -76,6 +78,34 @@ def test_a_processors_name_has_no_trade_marks(line, name, tmp_path):
     file.write_text(f"processor\t: 0\n{line}\nflags\t: fpu\n")
     assert record.processor_name(file) == name
     assert record.slug("AMD EPYC 7B13, 2 cores") == "amd-epyc-7b13-2-cores"
+
+
+def test_the_pages_take_in_an_accelerator(tmp_path, monkeypatch):
+    """Its results beside the recorded ones, in every page; its float32 is not judged by what a CPU is to reach."""
+    old = {page: page.read_text(encoding="utf-8") for page in report.pages(report.ROOT)}
+    for path in record.RESULTS.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind="NVIDIA Zither 8 GB")])
+    plain = {"case": "B8 H8 T512 D64 plain", "benchmark": "attention"}
+    half = {**plain, "dtype": "bfloat16"}
+    door = {**half, "case": f"cudnn, {plain['case']}", "benchmark": "kernels"}
+    device = {"timed_by": "profiler", "median_ms": 0.0414}
+    rows = [measured(**half, **device), measured(implementation="PyTorch", ratio=0.875, **half)]
+    rows += [measured(**door, **device), measured(**plain), measured(implementation="jax.nn", ratio=9.0, **plain)]
+    path = record.record(rows, ROOFS, tmp_path)
+    results = record.read_all(tmp_path)
+    assert path.name == "nvidia-zither-8-gb.json" and "NVIDIA Zither 8 GB" in results
+    new = "".join(report.filled(text, results, page.name) for page, text in old.items())
+    gone = set("".join(old.values()).splitlines()) - set(new.splitlines())
+    cases = [line for line in new.splitlines() if "| NVIDIA Zither 8 GB |" in line]
+    assert [line.split("|")[2:5] for line in cases[:3]] == [
+        [" forward+gradient, bfloat16, device time ", " NVIDIA Zither 8 GB ", " 0.041 ms, 3.0 MB "],
+        [" forward+gradient, float32 ", " NVIDIA Zither 8 GB ", " 7.0 ms, 3.0 MB "],
+        [" forward+gradient, bfloat16, device time ", " NVIDIA Zither 8 GB ", " 0.041 ms, 3.0 MB "],
+    ]
+    assert "0.88 (0.79 - 0.96) on the wall, 3.0 MB" in cases[0] and gone <= {"Not measured yet."}
+    assert not [line for line in new.splitlines() if "at least" in line and "Zither" in line]
 
 
 def test_the_command_records_and_refuses_what_is_only_a_try(tmp_path, monkeypatch, capsys):

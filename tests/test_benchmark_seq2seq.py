@@ -8,13 +8,17 @@ from attention_zoo.training.errors import UserError
 from benchmarks import seq2seq, seq2seq_pytorch
 
 
-def test_pytorch_agrees_and_its_weights_go_on(monkeypatch):
-    pytest.importorskip("torch")
-    found = []
+@pytest.mark.parametrize("name, compiled", [("PyTorch", []), ("torch.compile", ["sin", "decode"])])
+def test_pytorch_agrees_and_its_weights_go_on(monkeypatch, name, compiled):
+    torch = pytest.importorskip("torch")
+    found, asked = [], []
+    monkeypatch.setattr(seq2seq_pytorch, "accelerated", lambda: True)
+    monkeypatch.setattr(torch, "compile", lambda function: asked.append(function.__name__) or function)
     monkeypatch.setattr(seq2seq, "compare", lambda *given, **options: found.extend(given[3]))
-    seq2seq.benchmark("small", 1, peers=["PyTorch"])
+    seq2seq.benchmark("small", 1, peers=[name])
     ours, theirs = found
-    assert [one.implementation for one in found] == ["attention_zoo", "PyTorch"] and not theirs.jitted
+    assert [one.implementation for one in found] == ["attention_zoo", name] and not theirs.jitted
+    assert asked == compiled
     expected = ours.compared(jax.jit(ours.work)(*ours.arguments))
     losses = []
     for _ in range(3):
@@ -32,6 +36,12 @@ def test_a_pytorch_model_of_other_weights_is_not_timed(monkeypatch):
     monkeypatch.setattr(seq2seq_pytorch, "_lstm", lambda layer, kernel: right(layer, 1.01 * kernel))
     with pytest.raises(UserError, match="PyTorch differs from attention_zoo"):
         seq2seq.benchmark("small", 1, peers=["PyTorch"])
+
+
+def test_nothing_is_compiled_by_pytorch_for_a_cpu(monkeypatch):
+    monkeypatch.setattr(seq2seq_pytorch.pytorch, "load", lambda: None)
+    with pytest.raises(ImportError, match="takes part on accelerators"):
+        seq2seq_pytorch.torch_peer(compiled=True)
 
 
 def test_the_operations_are_those_of_every_kernel_and_row():

@@ -20,6 +20,16 @@ def test_a_table_of_ratios_by_hand():
     assert tables.TABLES["decode"]({"Abacus": fast}).endswith("| 7.0 ms, 1,234 tokens/s, 3.0 MB |")
 
 
+def test_a_table_says_who_was_timed_by_the_profiler():
+    timed = {"timed_by": "profiler", "median_ms": 0.0414}
+    one = result(row(**timed), row("peer", 2.0, **timed), row("else", timed_by="wall"), row(case="B3", timed_by="wall"))
+    assert tables.compared("sine")({"Abacus": one}).splitlines()[2:] == [
+        "| B2 | forward+gradient, float32, device time | Abacus | 0.041 ms, 3.0 MB | 2.00 (1.80 - 2.20), 3.0 MB "
+        "| 1.00 (0.90 - 1.10) on the wall, 3.0 MB |",
+        "| B3 | forward+gradient, float32 | Abacus | 7.0 ms, 3.0 MB |  |  |",
+    ]
+
+
 def test_an_aim_is_judged_by_the_fastest_peer_and_its_memory():
     rows = [row(temporary_bytes=1), row("slow", 3.0), row("fast", 1.42, temporary_bytes=50), row("else", 0.1)]
     rows += [row(case="B7", temporary_bytes=1000), row("fast", 5.0, case="B7", temporary_bytes=3000)]

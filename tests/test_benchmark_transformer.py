@@ -1,13 +1,16 @@
 """The transformer benchmark at its smallest size: equal training steps, their needs, and a peer that is wrong."""
 
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attention_zoo.training.errors import UserError
-from benchmarks import harness, transformer, transformer_peers
+from benchmarks import harness, transformer, transformer_peers, transformer_pytorch
+from benchmarks.rows import Row
 
 
 @pytest.fixture
@@ -25,29 +28,89 @@ def test_both_models_agree_with_their_peers(quick):
         assert {row.implementation for row in others} <= {"PyTorch"}
         assert {row.case for row in (ours, flax, *others)} == {case}
     assert all(row.error_vs_reference < 1e-5 and np.isfinite(row.ratio) for row in rows)
-    assert {(row.benchmark, row.direction, row.roof) for row in rows} == {
-        ("transformer", "forward+gradient", "matmul_gflops")
+    assert {(row.benchmark, row.direction, row.dtype, row.roof) for row in rows} == {
+        ("transformer", "forward+gradient", "float32", "matmul_gflops")
     }
+
+
+@pytest.mark.parametrize("prepare", [transformer._translation, transformer._classification])
+def test_in_bfloat16_the_losses_agree(prepare, quick):
+    loss, work = prepare(_small("bfloat16"))
+    found = [jax.jit(loss)(work.params, *work.batch)]
+    plain = transformer_peers.flax_wmt("flax wmt", work)
+    found.append(jax.jit(lambda *given: plain.work(*given)[0]["loss"])(*plain.arguments))
+    if find_spec("torch"):
+        half, single = (work._replace(sizes=_small(dtype)) for dtype in ("bfloat16", "float32"))
+        theirs = [transformer_pytorch.torch_peer(compiled=False)("PyTorch", each) for each in (half, single)]
+        rounded, exact = (each.compared(each.work(*each.arguments))["loss"] for each in theirs)
+        assert rounded != exact
+        found.append(rounded)
+    np.testing.assert_allclose(found[1:], found[0], rtol=transformer.TOLERANCES["bfloat16"])
+
+
+def test_vaswanis_base_model_is_left_to_accelerators(capsys):
+    assert transformer.benchmark("long") == []
+    assert "transformer: its size long is for accelerators, and left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prepare", [transformer._translation, transformer._classification])
+@pytest.mark.parametrize("peer", [None, transformer_peers.flax_wmt])
+def test_in_bfloat16_every_product_with_weights_takes_bfloat16(prepare, peer, quick):
+    """Forward and backward; on a GPU the kernels of attention take what they are given, bfloat16 too."""
+    loss, work = prepare(_small("bfloat16"))
+    ours = transformer_peers.training_step("ours", loss, work.params, work.batch)
+    contestant = ours if peer is None else peer("flax wmt", work)
+    traced = jax.make_jaxpr(contestant.work)(*contestant.arguments)
+    products = [[part.aval for part in equation.invars] for equation in _products(traced.jaxpr)]
+    with_weights = [{str(part.dtype) for part in both} for both in products if min(part.ndim for part in both) <= 2]
+    assert with_weights and all(dtypes == {"bfloat16"} for dtypes in with_weights)
+
+
+def test_the_share_of_the_peak_is_that_of_the_data_sheet(monkeypatch, capsys):
+    device, row = (
+        SimpleNamespace(device_kind="NVIDIA H200"),
+        {"benchmark": "transformer", "direction": "", "ratio": 1.0},
+    )
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(transformer, "roofs", {"bfloat16": {"matmul_gflops": 494_700.0}}.__getitem__)
+    numbers = {"median_ms": 1.0, "low_ms": 1.0, "high_ms": 1.0, "roof_fraction": 0.9}
+    half, single = (
+        Row(case="base", implementation="ours", dtype=dtype, **row, **numbers) for dtype in ("bfloat16", "float32")
+    )
+    transformer.show([half])
+    assert "base, ours: 45.0% model FLOP utilisation (NVIDIA H200, data sheet)" in capsys.readouterr().out
+    transformer.show([single])
+    assert "utilisation" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("prepare", [transformer._translation, transformer._classification])
 def test_needs_are_the_operations_of_the_matrix_products(prepare, quick):
     """Counted in the jaxpr of the flax model, where every product stands as one."""
-    _, work = prepare(SimpleNamespace(**transformer.SIZES["small"]))
+    _, work = prepare(_small("float32"))
     if work.translates:
         model, given = transformer_peers.PlainTransformer(work.sizes), (work.batch[0], *work.batch[2:4])
     else:
         model, given = transformer_peers.PlainClassifier(work.sizes), work.batch[:1]
     params = transformer_peers._to_flax(work.params, work.sizes.heads)
     traced = jax.make_jaxpr(lambda params: model.apply({"params": params}, *given))(params)
-    assert transformer._products(work) == sum(map(_operations, traced.eqns))
+    assert transformer._products(work) == sum(map(_operations, _products(traced.jaxpr)))
+
+
+def _small(dtype):
+    return SimpleNamespace(**transformer.SIZES["small"], dtype=jnp.dtype(dtype))
+
+
+def _products(jaxpr):
+    """The matrix products, alone or within functions that are called."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for value in equation.params.values():
+            if hasattr(value, "jaxpr"):
+                yield from _products(value.jaxpr)
 
 
 def _operations(equation):
-    """Of a matrix product, alone or within functions that are called."""
-    if equation.primitive.name != "dot_general":
-        inner = (part for value in equation.params.values() for part in [getattr(value, "jaxpr", None)] if part)
-        return sum(_operations(part) for jaxpr in inner for part in jaxpr.eqns)
     (contracted, _), _ = equation.params["dimension_numbers"]
     left, result = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     return 2 * np.prod(result) * np.prod([left[axis] for axis in contracted])

@@ -1,4 +1,4 @@
-"""Additive attention over whole sequences, in bounded memory: the [..., T, S, D] tensor of the score never exists."""
+"""Additive attention over whole sequences: the [..., T, S, D] tensor of the score never exists."""
 
 import math
 from functools import partial
@@ -9,9 +9,13 @@ import jax.numpy as jnp
 
 from attention_zoo.functional.alignment import softmax
 from attention_zoo.functional.attend import read
+from attention_zoo.functional.kernels import modern_gpu
 from attention_zoo.functional.loop import project
 from attention_zoo.notation import Array, Bool, Float, checked
 
+IMPLEMENTATIONS = ("chunked", "pallas")
+WHOLE = 2**28  # the most scores, or elements of queries or keys, for kernels that count to 2**31, filled up to blocks
+INTERPRET = False  # the kernels on any backend, slowly: for tests
 # Elements of the [chunk, S, D] block that one step works on: on a CPU, about what the cache of its cores holds.
 BLOCK, CPU_BLOCK = 2**25, 2**18
 # Up to LARGEST, e^2q and e^2k are normal float32 numbers. Their product is rounded as if q + k were near one, so where
@@ -48,13 +52,13 @@ def additive_attention(
     *,
     dropout: float = 0.0,
     key: jax.Array | None = None,
+    implementation: str | None = None,
     chunk: int | None = None,
 ) -> Float[Array, "*b T V"]:
     """Additive attention, `c_t = sum_s softmax_s(v^T tanh(W q_t + U k_s)) v_s` (Bahdanau 2014, eq. 5, 6 and A.1.2).
 
-    Equal to `attend` with the additive score up to rounding, in value and gradient, but a chunk of queries at a time,
-    which the backward pass computes once more: memory grows with T and S, not with T S. It returns no weights.
-    Computed in float32 at least. Reverse mode only (`jax.grad`, `jax.vjp`).
+    Equal to `attend` with the additive score up to rounding, in value and gradient, without the [..., T, S, D] tensor.
+    It returns no weights. Computed in float32 at least. Reverse mode only (`jax.grad`, `jax.vjp`).
 
     Args:
         queries: `W q_t` (with a bias, where there is one), [..., T, D].
@@ -63,23 +67,34 @@ def additive_attention(
         energy: `v`, [D].
         mask: True = may attend; broadcasts against [..., T, S]. A row of nothing has a context of zeros.
         dropout: the share of the weights that are dropped, each on its own; the others grow by 1 / (1 - dropout).
-        key: for dropout, one for all; what is dropped also depends on the chunk.
-        chunk: queries at a time; by default as many as suit the backend.
+        key: for dropout, one for all; what is dropped also depends on the implementation and the chunk.
+        implementation: "chunked" takes a chunk of queries at a time, which the backward pass computes once more:
+            memory grows with T and S, not with T S. "pallas" keeps the scores [..., T, S], in float32, which kernels
+            for NVIDIA's GPUs compute (`additive_kernel.py`): not for `jax.export`, and under `jit` for several devices
+            each computes all, unless `jax.shard_map` gives each its own examples. By default, where JAX has one device
+            and it can, "pallas".
+        chunk: queries at a time, for "chunked"; by default as many as suit the backend.
 
     Returns:
         context [..., T, V], in the dtype of `values`.
 
     Raises:
-        ValueError: dropout lies outside [0, 1) or has no key, or the chunk is below 1.
+        ValueError: dropout lies outside [0, 1) or has no key; the chunk is below 1; or the implementation is none of
+            these, or cannot honour the dtype, the size, the chunk or the device.
     """
     _check(dropout, key, chunk)
     *lead, steps, width = queries.shape
     source, examples = keys.shape[-2], math.prod(lead)
+    size = examples * max(steps * source, steps * width, source * width)
+    chosen = _choose(implementation, _refusal(chunk, jnp.result_type(queries, keys, values, energy), size))
     if 0 in (*lead, steps, source):
         return jnp.zeros((*lead, steps, values.shape[-1]), values.dtype)
     queries, keys, values = (jnp.asarray(a).reshape(examples, *a.shape[-2:]) for a in (queries, keys, values))
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*lead, *mask.shape[-2:])).reshape(examples, *mask.shape[-2:])
+    if chosen == "pallas":
+        context = _whole(_Inputs(queries, keys, values, mask, key if dropout else None), jnp.asarray(energy), dropout)
+        return context.reshape(*lead, steps, -1).astype(values.dtype)
     on_cpu = jax.default_backend() == "cpu"
     room = max(1, (CPU_BLOCK if on_cpu else BLOCK) // max(1, source * width))  # pairs of an example and a query
     chunk = min(chunk or room, steps)
@@ -99,6 +114,44 @@ def _check(dropout: float, key: jax.Array | None, chunk: int | None) -> None:
         raise ValueError(f"additive_attention: dropout draws from a key; got dropout {dropout} and no key")
     if chunk is not None and chunk < 1:
         raise ValueError(f"additive_attention: a chunk is at least 1 query; got {chunk}")
+
+
+def _choose(implementation: str | None, refused: str | None) -> str:
+    """The implementation that was asked for, or the default."""
+    if implementation is None:
+        return "chunked" if refused or jax.device_count() > 1 else "pallas"
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"additive_attention: implementation is chunked or pallas; got {implementation!r}")
+    if implementation == "pallas" and refused:
+        raise ValueError(f"additive_attention: implementation 'pallas' wants {refused}")
+    return implementation
+
+
+def _refusal(chunk: int | None, dtype: Any, size: int) -> str | None:
+    """What the kernels lack, as `wants ...; got ...`."""
+    rules = (
+        (chunk is None, f"no chunk; got {chunk}"),
+        (jnp.finfo(dtype).bits <= 32, f"float32 or less; got {dtype}"),
+        (size <= WHOLE, f"at most {WHOLE} scores, or elements of queries or keys; got {size}"),
+        (INTERPRET or modern_gpu(), f"a GPU of NVIDIA's, Ampere or later; got {jax.devices()[0].device_kind}"),
+    )
+    return next((sentence for holds, sentence in rules if not holds), None)
+
+
+def _whole(inputs: _Inputs, energy: jax.Array, dropout: float) -> jax.Array:
+    """The contexts of all examples, [B, T, V], from their scores by the kernels."""
+    from attention_zoo.functional import additive_kernel  # Pallas takes long to import, and CPUs have no use for it
+
+    # On a GPU the default precision would round float32 weights and values to ten bits.
+    precision = "highest" if inputs.values.dtype == jnp.float32 else None
+    inputs, energy = _widened(inputs, energy)
+    suits = partial(_moderate, largest=additive_kernel.LARGEST)
+    moderate = jax.vmap(suits)(inputs.queries, inputs.keys, inputs.mask)
+    plan = additive_kernel.Plan(interpret=INTERPRET)
+    scores = additive_kernel.additive_scores(plan, inputs.queries, inputs.keys, energy, moderate)
+    weights = _dropped(softmax(scores, inputs.mask), dropout, inputs.random)
+    with jax.default_matmul_precision(precision):
+        return read(weights, inputs.values)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -207,10 +260,14 @@ def _read(
 ) -> jax.Array:
     """The context of one chunk, from its scores."""
     weights = softmax(scores, inputs.mask if rows is None else rows)
-    if inputs.random is not None:
-        kept = jax.random.bernoulli(jax.random.fold_in(inputs.random, n), 1 - plan.dropout, weights.shape)
-        weights = jnp.where(kept, weights / (1 - plan.dropout), 0)
-    return read(weights, values)
+    random = None if inputs.random is None else jax.random.fold_in(inputs.random, n)
+    return read(_dropped(weights, plan.dropout, random), values)
+
+
+def _dropped(weights: jax.Array, dropout: float, random: jax.Array | None) -> jax.Array:
+    if random is None:
+        return weights
+    return jnp.where(jax.random.bernoulli(random, 1 - dropout, weights.shape), weights / (1 - dropout), 0)
 
 
 def _powers(inputs: jax.Array) -> jax.Array:
@@ -218,13 +275,13 @@ def _powers(inputs: jax.Array) -> jax.Array:
     return jnp.exp(2 * jnp.clip(inputs, -LARGEST, LARGEST))
 
 
-def _moderate(queries: jax.Array, keys: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Whether all that may be attended to, or from, has a size for which `_tanh_of_sum` may use its exponentials."""
+def _moderate(queries: jax.Array, keys: jax.Array, mask: jax.Array | None, largest: float = LARGEST) -> jax.Array:
+    """Whether all that may be attended to, or from, has a size for which e^2q e^2k may stand for e^2(q + k)."""
     sizes = [jnp.abs(jax.lax.stop_gradient(array)) for array in (queries, keys)]
     if mask is not None:
         sizes = [jnp.where(jnp.any(mask, axis)[..., None], size, 0) for size, axis in zip(sizes, (-1, -2), strict=True)]
-    largest = jnp.maximum(jnp.max(sizes[0]), jnp.max(sizes[1]))
-    return (largest > SMALLEST) & (largest < LARGEST)
+    size = jnp.maximum(jnp.max(sizes[0]), jnp.max(sizes[1]))
+    return (size > SMALLEST) & (size < largest)
 
 
 def _tanh_of_sum(queries: jax.Array, keys: jax.Array, powers: jax.Array, moderate: jax.Array | None) -> jax.Array:

@@ -1,7 +1,6 @@
 """Scaled dot-product attention with all that a Transformer needs: whole, in chunks, or by an outside kernel."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from attention_zoo.functional import chunked
 from attention_zoo.functional.alignment import softmax
-from attention_zoo.functional.kernels import kernel, refusal
+from attention_zoo.functional.kernels import kernel, modern_gpu, refusal
 from attention_zoo.functional.tiles import Call, Laid, Loose, Places, Settings, allowed, everywhere, merge_heads, score
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
@@ -69,7 +68,7 @@ def dot_product_attention(
     if chunk is not None and (chunk < 1 or implementation not in (None, "chunked")):
         raise ValueError(f"{_NAME}: chunk is at least 1, and for implementation 'chunked'; got {chunk}")
     if implementation is None:
-        free = refusal("cudnn", call) is None and _has_cudnn()
+        free = refusal("cudnn", call) is None and modern_gpu()
         size = (queries.shape[-2], keys.shape[-2])
         implementation = "chunked" if chunk else choose(jax.default_backend(), call.queries.dtype, *size, cudnn=free)
     if implementation not in IMPLEMENTATIONS:
@@ -99,13 +98,6 @@ def choose(backend: str, dtype: Any, queries: int, keys: int, *, cudnn: bool) ->
     if backend == "gpu" and cudnn and jnp.dtype(dtype) in (jnp.float16, jnp.bfloat16):
         return "cudnn"
     return "plain" if queries * keys <= _SHORT else "chunked"
-
-
-@cache
-def _has_cudnn() -> bool:
-    """Whether the device is one that cuDNN's attention runs on: NVIDIA's, Ampere or later."""
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
-    return capability.replace(".", "", 1).isdigit() and float(capability) >= 8
 
 
 @checked

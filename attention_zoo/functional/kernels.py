@@ -1,7 +1,7 @@
 """Scaled dot-product attention by outside kernels: cuDNN's, through jax.nn, and tokamax's."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -10,6 +10,13 @@ import jax.numpy as jnp
 
 from attention_zoo.functional.tiles import Call, allowed, everywhere, merge_heads
 from attention_zoo.notation import Array
+
+
+@cache
+def modern_gpu() -> bool:
+    """Whether the device is NVIDIA's, Ampere or later: what cuDNN's attention and Triton's kernels run on."""
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return capability.replace(".", "", 1).isdigit() and float(capability) >= 8
 
 
 def refusal(implementation: str, call: Call) -> str | None:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
+_ROWS = {"cpu": 256}  # of logits at a time: what its caches hold
+
 
 @checked
 def cross_entropy(
@@ -65,21 +67,22 @@ def projected_cross_entropy(
     targets: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
     label_smoothing: float = 0.0,
-    rows: int = 256,
+    rows: int | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """`cross_entropy` of the logits `x_t W + b`, which never exist whole: a few steps at a time.
 
     Equal to `cross_entropy(features @ kernel + bias, ...)` up to rounding. When it is differentiated, each slice's
     share of the gradient is formed while its logits are at hand, so nothing is computed twice; beside the gradient of
-    the kernel and a slice's share of it, the largest temporaries are `rows` rows of logits. Reverse mode only, as with
-    any `jax.custom_vjp`.
+    the kernel and a slice's share of it, the largest temporaries are `rows` rows of logits. The shares are summed in
+    float32 at least. Reverse mode only, as with any `jax.custom_vjp`.
 
     Args:
         features: what the output layer sees, [B, T, D].
         kernel: of the output layer, [D, N]; bias: [N], or None.
         targets, mask, label_smoothing: as in `cross_entropy`.
         rows: about how many of the B x T rows, of all devices, are taken at a time; whole steps of the batch, at least
-            one. Where the batch is sharded, each slice's gradient of the kernel is summed over the devices.
+            one. Where the batch is sharded, each slice's gradient of the kernel is summed over the devices. By default
+            256 on a CPU, and 4096 elsewhere, where it takes more work at a time to fill the device.
 
     Returns:
         the loss, and the share of the real tokens that no other is more probable than (not differentiable).
@@ -89,6 +92,7 @@ def projected_cross_entropy(
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"projected_cross_entropy: label_smoothing lies in [0, 1); got {label_smoothing}")
+    rows = _ROWS.get(jax.default_backend(), 4096) if rows is None else rows
     if rows < 1:
         raise ValueError(f"projected_cross_entropy: rows is at least 1; got {rows}")
     bias = jnp.zeros_like(kernel[0]) if bias is None else bias
@@ -152,16 +156,20 @@ def _projected_forward(
     # Divided at once, the sums are the gradients: no pass over the kernel afterwards. Float16 has no room for that.
     at_once, later = (jnp.ones_like(count), count) if kernel.dtype == jnp.float16 else (count, jnp.ones_like(count))
 
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)  # in half precision a long sum stops growing
+
     def step(sums: Any, slices: Any) -> Any:
         loss, right, d_logits = _slice(smoothing, at_once, kernel, bias, *slices)
         flat, x = d_logits.reshape(-1, kernel.shape[1]).astype(kernel.dtype), slices[0].reshape(-1, kernel.shape[0])
-        added = (sums[0] + loss, sums[1] + right, sums[2] + x.T @ flat, sums[3] + flat.sum(0))
+        d_kernel = jnp.matmul(x.T, flat, preferred_element_type=wide)
+        added = (sums[0] + loss, sums[1] + right, sums[2] + d_kernel, sums[3] + flat.sum(0, dtype=wide))
         return added, (flat @ kernel.T).reshape(slices[0].shape)
 
-    zeros = (*_nothing(features), jnp.zeros_like(kernel), jnp.zeros_like(bias))
+    zeros = (*_nothing(features), jnp.zeros(kernel.shape, wide), jnp.zeros(bias.shape, wide))
     sums, d_features = jax.lax.scan(step, zeros, [_slices(array, rows) for array in (features, targets, mask)])
     d_features = jnp.moveaxis(d_features, 0, 1).reshape(len(features), -1, features.shape[-1])
-    return (sums[0] / count, sums[1] / count), (d_features[:, : features.shape[1]], sums[2], sums[3], later)
+    shares = d_features[:, : features.shape[1]], sums[2].astype(kernel.dtype), sums[3].astype(bias.dtype)
+    return (sums[0] / count, sums[1] / count), (*shares, later)
 
 
 def _projected_backward(smoothing: float, rows: int, residuals: Any, gradients: Any) -> tuple[Any, ...]:

@@ -8,15 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from attention_zoo.functional.alignment import Alignment, softmax
-from attention_zoo.functional.attend import read
-from attention_zoo.functional.hard import likeliest_location, sample_location
+from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.latent import log_softmax, mixture
 from attention_zoo.functional.loop import scan
 from attention_zoo.functional.losses import log_likelihood
 from attention_zoo.functional.recurrent import LSTMState
-from attention_zoo.functional.relaxed import gumbel_softmax, straight_through
-from attention_zoo.modules.alignment import NOISE
+from attention_zoo.models.caption_attention import ATTENTIONS, LATENT, check_width, look, make_attention
+from attention_zoo.modules.alignment import NOISE, Aligner
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding
 from attention_zoo.modules.memory import Memory
@@ -25,28 +23,30 @@ from attention_zoo.modules.scores import Additive
 from attention_zoo.modules.vision import ConvEncoder, located
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
-ATTENTIONS = ("soft", "hard", "marginal", "variational", "gumbel_softmax", "straight_through")
-LATENT = ("marginal", "variational")
-
 
 class CaptionCache(NamedTuple):
-    """What decoding carries: what attention remembers of the pictures, and the LSTM's state; leaves lead with B."""
+    """What decoding carries; all leaves lead with B.
+
+    memory: what attention remembers of the pictures. state: the LSTM's. attention: the mechanism's own state, None
+    where it has none.
+    """
 
     memory: Memory
     state: LSTMState
+    attention: Any = None
 
 
 class Writing(NamedTuple):
     """What teacher forcing gives beside the logits [B, T, N]: what the losses of hard attention ask for.
 
     alignment: as the words were written, leaves [B, T, ...]; the log-probability of a location is 0 where the expected
-    context stood in for the sample. log_weights: `log alpha` [B, T, S]. values: the learned baseline [B, T], of what
-    was known before a location was drawn; None without.
+    context stood in for the sample. log_weights: `log alpha` [B, T, S]; None where attention has a state or noise of
+    its own. values: the learned baseline [B, T], of what was known before a location was drawn; None without.
     """
 
     logits: jax.Array
     alignment: Alignment
-    log_weights: jax.Array
+    log_weights: jax.Array | None
     values: jax.Array | None
 
 
@@ -65,7 +65,7 @@ class _Steps(NamedTuple):
     hidden: jax.Array
     gate: jax.Array
     context: jax.Array
-    scores: jax.Array
+    logits: Any  # of the locations [B, T, S], None where attention has a state or noise of its own
     alignment: Alignment
 
 
@@ -85,13 +85,20 @@ class Captioner(nn.Module):
         "marginal": the location of each word is a latent variable of the output layer, `p(y_t) = sum_s alpha_ts
             p(y_t | s)`, summed exactly; the LSTM reads the expected context (Deng 2018). The logits are `log p`.
         "variational": the same model, trained by an inference network that sees y_t (`variational`).
-    embedding, units, attention_units: widths of E, of the LSTM, of the additive score. located: whether annotations
+    score: a name of `mechanisms.SCORES`. alignment: a name of `mechanisms.ALIGNMENTS`, but for the local ones, whose
+        windows have no neighbours above and below; a monotonic walk goes in reading order, row by row. What is hard or
+        marginal takes alignments that are functions, and each location has its weight as its probability; what is
+        variational or relaxed takes the softmax. past: "none", "location" (its filters run along the rows, one after
+        the other) or "coverage", of soft attention. See `Seq2Seq` for chunk, kept, filters, filter_width and fertility.
+    embedding, units, attention_units: widths of E, of the LSTM, of scores that have one. located: whether annotations
         know their places, see `modules.vision.located`. baseline: whether there is a learned baseline. temperature: of
-        relaxed samples. best: locations that latent attention sums over at inference; None is all. dropout: on
-        embeddings and before the output layer, where latent attention drops the same units at every location.
+        relaxed samples, and of "tempered". best: locations that latent attention sums over at inference; None is all.
+        positions: the largest grid, for the score "location" alone. annotation_width: V, for the score "cosine" where
+        no ConvEncoder tells it. dropout: on embeddings and before the output layer, where latent attention drops the
+        same units at every location.
 
     Raises:
-        ValueError: attention is not one of its names, or a number is out of range.
+        ValueError: a field is not one of its names or out of range, or fields do not fit together.
     """
 
     vocabulary: int
@@ -105,6 +112,16 @@ class Captioner(nn.Module):
     temperature: float = 1.0
     best: int | None = None
     dropout: float = 0.0
+    score: str = "additive"
+    alignment: str = "softmax"
+    past: str = "none"
+    chunk: int = 3
+    kept: int = 3
+    filters: int = 10
+    filter_width: int = 11
+    fertility: float = 0.0
+    positions: int = 196
+    annotation_width: int | None = None
     dtype: Dtype | None = None
 
     def setup(self) -> None:
@@ -114,7 +131,7 @@ class Captioner(nn.Module):
         if not (0 <= self.dropout < 1 and self.temperature > 0 and (self.best is None or self.best >= 1)):
             raise ValueError(f"dropout lies in [0, 1), temperature is above 0 and best at least 1; got {given}")
         self.embed = Embedding(self.vocabulary, self.embedding, dtype=self.dtype)
-        self.score = Additive(self.attention_units, dtype=self.dtype)
+        self.attend = make_attention(self)
         self.cell = RecurrentLayer(self.units, dtype=self.dtype)
         self.enter = Dense(4 * self.units, use_bias=False, dtype=self.dtype)
         self.first_hidden = Dense(self.units, dtype=self.dtype)
@@ -157,6 +174,7 @@ class Captioner(nn.Module):
         """Looks at the pictures once: the cache before the first word. mask: True = a location that may be seen."""
         grid = jnp.asarray(images) if self.encoder is None else self.encoder(images)
         grid = located(grid) if self.located else grid
+        check_width(self, grid.shape[-1])
         values = grid.reshape(len(grid), -1, grid.shape[-1])
         if self.dtype is not None:
             values = values.astype(self.dtype)
@@ -164,7 +182,8 @@ class Captioner(nn.Module):
         values = jnp.where(seen[..., None], values, 0)
         mean = values.sum(1) / jnp.maximum(seen.sum(1, keepdims=True), 1).astype(values.dtype)
         state = LSTMState(jnp.tanh(self.first_hidden(mean)), jnp.tanh(self.first_memory(mean)))
-        return CaptionCache(Memory(self.score.remember(values), values, seen), state)
+        memory = self.attend.remember(values, seen)
+        return CaptionCache(memory, state, self.attend.start(memory))
 
     @checked
     def extend(
@@ -214,41 +233,44 @@ class Captioner(nn.Module):
         scores = self.posterior(query, self.posterior.remember(cache.memory.values))
         logits = self._everywhere(steps, embedded, cache, deterministic)
         likelihoods = log_likelihood(logits, jnp.broadcast_to(targets[..., None], logits.shape[:-1]))
-        return Variational(scores, log_softmax(steps.scores, cache.memory.mask[:, None]), likelihoods)
+        return Variational(scores, log_softmax(steps.logits, cache.memory.mask[:, None]), likelihoods)
 
     def _write(
         self, cache: CaptionCache, tokens: jax.Array, expected: jax.Array | None, deterministic: bool
     ) -> tuple[Writing, CaptionCache]:
         embedded = self.drop(self.embed(tokens), deterministic=deterministic)
-        steps, state = self._run(cache, embedded, expected, deterministic)
-        log_weights = log_softmax(steps.scores, cache.memory.mask[:, None])
+        steps, cache = self._run(cache, embedded, expected, deterministic)
+        log_weights: Any = None if steps.logits is None else log_softmax(steps.logits, cache.memory.mask[:, None])
         if self.attention in LATENT:
             everywhere = self._everywhere(steps, embedded, cache, deterministic)
             logits = mixture(log_weights, everywhere, self.best if deterministic else None)
         else:
             logits = self._deep(embedded + self.from_state(steps.hidden), steps.context, deterministic)
         values = self.value(jax.lax.stop_gradient(steps.before))[..., 0] if self.baseline else None
-        return Writing(logits, steps.alignment, log_weights, values), cache._replace(state=state)
+        return Writing(logits, steps.alignment, log_weights, values), cache
 
     def _run(
         self, cache: CaptionCache, embedded: jax.Array, expected: jax.Array | None, deterministic: bool
-    ) -> tuple[_Steps, LSTMState]:
-        """The recurrence over words [B, T, E], and its last state."""
+    ) -> tuple[_Steps, CaptionCache]:
+        """The recurrence over words [B, T, E], and the cache after it."""
         projected = self.cell.project(jnp.moveaxis(embedded, 1, 0))  # [T, B, G]
+        state = cache.state, cache.attention
         if self.is_initializing():
-            _step(self, cache.memory, expected, True, cache.state, projected[0])  # makes the parameters
+            _step(self, cache.memory, expected, True, state, projected[0])  # makes the parameters
         module, variables = self.unbind()
-        noisy = not deterministic and self.attention not in ("soft", *LATENT)
+        sampled = self.attention not in ("soft", *LATENT) or isinstance(self.attend.alignment, Aligner)
+        noisy = sampled and not deterministic
         keys = jax.random.split(self.make_rng(NOISE), len(projected)) if noisy else None
 
-        def step(constants: Any, state: LSTMState, inputs: Any) -> Any:
+        def step(constants: Any, state: Any, inputs: Any) -> Any:
             variables, memory, expected = constants
             projected, key = inputs
             rngs = None if key is None else {NOISE: key}
             return module.apply(variables, memory, expected, deterministic, state, projected, method=_step, rngs=rngs)
 
-        state, found = scan(step, (variables, cache.memory, expected), cache.state, (projected, keys))
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), found), state
+        (state, attention), found = scan(step, (variables, cache.memory, expected), state, (projected, keys))
+        steps = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), found)
+        return steps, cache._replace(state=state, attention=attention)
 
     def _deep(self, features: jax.Array, context: jax.Array, deterministic: bool) -> jax.Array:
         deep = self.drop(jnp.tanh(features + self.from_context(context)), deterministic=deterministic)
@@ -264,37 +286,10 @@ class Captioner(nn.Module):
 
 def _step(module, memory, expected, deterministic, state, projected):  # type: ignore[no-untyped-def]
     """One word: where to look from h_{t-1}, then the LSTM with what is seen there."""
-    before = state.hidden
-    scores = module.score(before[:, None], memory.keys)  # [B, 1, S]
-    alignment = _look(module, scores, memory.mask[:, None], expected, deterministic)
+    (state, attention), before = state, state[0].hidden
+    found, *looked, attention = look(module, before[:, None], memory, attention, expected, deterministic)
     gate = jax.nn.sigmoid(module.gate(before))
-    context = gate * read(alignment.weights, memory.values)[:, 0]
+    context = gate * found[:, 0]
     state = module.cell.step(projected + module.enter(context), state)
-    alignment = jax.tree.map(lambda leaf: leaf[:, 0], alignment)
-    return state, _Steps(before, state.hidden, gate, context, scores[:, 0], alignment)
-
-
-def _look(
-    module: Captioner, scores: jax.Array, mask: jax.Array, expected: jax.Array | None, deterministic: bool
-) -> Alignment:
-    """Where one word looks: weights [B, 1, S], with log-probability and entropy where a location was chosen."""
-    kind = module.attention
-    if kind in ("soft", *LATENT) or (kind == "gumbel_softmax" and deterministic):
-        return Alignment(softmax(scores, mask))
-    if deterministic:
-        return _unless(expected, likeliest_location(scores, mask), scores, mask)
-    key = module.make_rng(NOISE)
-    if kind == "gumbel_softmax":
-        return Alignment(gumbel_softmax(scores, mask, key, temperature=module.temperature))
-    if kind == "straight_through":
-        return Alignment(straight_through(scores, mask, key, temperature=module.temperature))
-    return _unless(expected, sample_location(scores, mask, key), scores, mask)
-
-
-def _unless(expected: jax.Array | None, choice: Alignment, scores: jax.Array, mask: jax.Array) -> Alignment:
-    """The choice; in rows where the expected context stands in for it, the softmax, which chooses nothing."""
-    if expected is None:
-        return choice
-    rows, chosen = expected[:, None], (choice.log_prob, choice.entropy)
-    weights = jnp.where(rows[..., None], softmax(scores, mask), choice.weights)
-    return Alignment(weights, *(jnp.where(rows, 0, jnp.asarray(leaf)) for leaf in chosen))
+    alignment, logits = jax.tree.map(lambda leaf: leaf[:, 0], looked)
+    return (state, attention), _Steps(before, state.hidden, gate, context, logits, alignment)

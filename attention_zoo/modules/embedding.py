@@ -26,7 +26,8 @@ class Embedding(nn.Module):
     @checked
     def __call__(self, tokens: Int[Array, "*b"]) -> Float[jax.Array, "*b D"]:
         """Tokens [...] to vectors [..., D]."""
-        return self.matrix()[tokens]
+        # Read before it is rounded, so that the gradients of a frequent token are summed in float32.
+        return jnp.asarray(self.embedding[tokens], self.dtype)
 
     @checked
     def attend(self, vectors: Float[Array, "*b D"]) -> Float[jax.Array, "*b N"]:

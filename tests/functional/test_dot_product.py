@@ -284,7 +284,7 @@ def test_the_choice_is_what_runs(monkeypatch):
     dot_product_attention(*arrays, soft_cap=2.0)
     dot_product_attention(*arrays)  # a GPU that cuDNN's attention does not run on
     assert not calls
-    monkeypatch.setattr(dot_product, "_has_cudnn", lambda: True)
+    monkeypatch.setattr(dot_product, "modern_gpu", lambda: True)
     dot_product_attention(*arrays, soft_cap=2.0)
     assert not calls
     dot_product_attention(*arrays)

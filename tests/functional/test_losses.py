@@ -142,3 +142,28 @@ def test_a_scaled_float16_gradient_over_many_tokens_does_not_underflow():
         return scale * projected_cross_entropy(features, kernel, bias, jnp.zeros(shape, int), jnp.ones(shape, bool))[0]
 
     np.testing.assert_allclose(jax.grad(loss)(bias)[1:], scale / vocabulary, rtol=2e-3)
+
+
+def test_the_gradient_of_a_bfloat16_kernel_is_summed_in_float32():
+    # Equal rows have equal gradients: summed a row at a time in bfloat16, they would stop growing at 256 of them.
+    features, kernel = jnp.ones((1, 523, 3), jnp.bfloat16), jnp.zeros((3, 2), jnp.bfloat16)
+
+    def loss(features, kernel, bias):
+        shape = features.shape[:2]
+        return projected_cross_entropy(features, kernel, bias, jnp.zeros(shape, int), jnp.ones(shape, bool), rows=1)[0]
+
+    _, d_kernel, d_bias = jax.jit(jax.grad(loss, (0, 1, 2)))(features, kernel, jnp.zeros(2, jnp.bfloat16))
+    for found in (*d_kernel, d_bias):
+        np.testing.assert_allclose(found.astype(jnp.float32), [-0.5, 0.5], rtol=2.0**-7)
+
+
+@pytest.mark.parametrize("backend, slices", [("cpu", 4), ("gpu", 1)])
+def test_by_default_a_device_other_than_a_cpu_takes_more_rows_at_a_time(monkeypatch, backend, slices):
+    monkeypatch.setattr("attention_zoo.functional.losses.jax.default_backend", lambda: backend)
+    shape = (11, 61)  # 671 rows
+    features, kernel = jnp.ones((*shape, 2)), jnp.ones((2, 3))
+
+    def loss(features):
+        return projected_cross_entropy(features, kernel, None, jnp.zeros(shape, int), jnp.ones(shape, bool))[0]
+
+    assert f"length={slices}" in str(jax.make_jaxpr(loss)(features))

@@ -39,3 +39,13 @@ def test_dtype_of_the_computation_leaves_parameters_float32():
     assert variables["params"]["embedding"].dtype == jnp.float32
     assert model.apply(variables, TOKENS).dtype == jnp.bfloat16
     assert OneHotEmbedding(7, dtype=jnp.bfloat16).apply({}, TOKENS).dtype == jnp.bfloat16
+
+
+def test_gradients_of_a_frequent_token_are_summed_in_float32():
+    model, tokens = Embedding(3, 2, dtype=jnp.bfloat16), jnp.ones(1001, int)
+
+    def total(params):
+        return model.apply({"params": params}, tokens).astype(jnp.float32).sum()
+
+    gradient = jax.grad(total)({"embedding": jnp.ones((3, 2))})["embedding"]
+    np.testing.assert_array_equal(gradient, [[0, 0], [1001, 1001], [0, 0]])  # of which bfloat16 has none

@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from attention_zoo.functional import hard
-from attention_zoo.models import captioner as models
+from attention_zoo.models import caption_attention as models
 from attention_zoo.modules.vision import ConvEncoder
 from attention_zoo.training.caption_losses import BASELINES, Sampling, likelihood, reinforce, variational
 from attention_zoo.training.objectives import shifted

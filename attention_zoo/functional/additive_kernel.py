@@ -1,0 +1,242 @@
+"""Additive scores by Pallas kernels for NVIDIA's GPUs: of the [T, S, D] tensor there is a block in registers."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+# Up to here the product of two 1 + e^2(q + k) is a normal float32 number.
+LARGEST = 10.8
+Inverse = Callable[[jax.Array], jax.Array]
+
+
+class Block(NamedTuple):
+    """What one program works on: rows, columns, terms of the sum in one step of its loop; and its warps."""
+
+    rows: int
+    columns: int
+    terms: int
+    warps: int
+
+    def fit(self, rows: int, columns: int) -> "Block":
+        """The same for an array that may be smaller than the block."""
+        rows, columns = (pl.next_power_of_2(max(size, 1)) for size in (rows, columns))
+        return self._replace(rows=min(self.rows, rows), columns=min(self.columns, columns))
+
+
+class Plan(NamedTuple):
+    """The blocks of the scores [T, S], and of the gradients of queries and keys, [T, D] and [S, D].
+
+    interpret: by operations of JAX that every backend has, slowly: for tests.
+    """
+
+    scores: Block = Block(16, 128, 8, 4)
+    slopes: Block = Block(32, 64, 8, 4)  # fewer columns than threads, or Triton exchanges each row of the sum
+    interpret: bool = False
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def additive_scores(
+    plan: Plan, queries: jax.Array, keys: jax.Array, energy: jax.Array, moderate: jax.Array
+) -> jax.Array:
+    """`v^T tanh(q_t + k_s)` (Bahdanau 2014, A.1.2) in float32.
+
+    Where an example is moderate, with the exponentials of q and k computed before: two terms are
+    `v / (1 + e^2q e^2k) + w / (1 + e^2p e^2l)` over one denominator, so a hyperbolic tangent costs half a division.
+
+    Args:
+        plan: the blocks.
+        queries, keys, energy: [B, T, D], [B, S, D] and [D], float32.
+        moderate: [B]; all that matters of the example is below `LARGEST`, and some of it is not tiny.
+
+    Returns:
+        scores [B, T, S].
+    """
+    (batch, steps, width), source = queries.shape, keys.shape[1]
+    block = plan.scores.fit(steps, source)
+    rows, columns = (jnp.swapaxes(_powers(array, moderate), 1, 2) for array in (queries, keys))
+    rows, columns = _filled(rows, block.terms, block.rows), _filled(columns, block.terms, block.columns)
+    depth, shape = rows.shape[1], (batch, rows.shape[2], columns.shape[2])
+    scores = _call(
+        _scores_kernel,
+        block,
+        plan.interpret,
+        (batch, shape[1] // block.rows, shape[2] // block.columns),
+        [
+            pl.BlockSpec((1,), lambda b, i, j: (b,)),
+            pl.BlockSpec((None, depth, block.rows), lambda b, i, j: (b, 0, i)),
+            pl.BlockSpec((None, depth, block.columns), lambda b, i, j: (b, 0, j)),
+            pl.BlockSpec((depth,), lambda b, i, j: (0,)),
+        ],
+        pl.BlockSpec((None, block.rows, block.columns), lambda b, i, j: (b, i, j)),
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+    )(moderate, rows, columns, jnp.pad(energy, (0, depth - width)))
+    return scores[:, :steps, :source]
+
+
+def _forward(plan: Plan, *arguments: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return additive_scores(plan, *arguments), arguments
+
+
+def _backward(plan: Plan, arguments: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[Any, ...]:
+    queries, keys, energy, moderate = arguments
+    q, k = (_powers(array, moderate) for array in (queries, keys))
+    (by_queries,) = _slopes(plan, moderate, q, k, jnp.swapaxes(gradient, 1, 2))
+    by_keys, parts = _slopes(plan, moderate, k, q, gradient, hidden=True)
+    # Where moderate, tanh is 1 - 2 r: here the first part, which is zero but for rounding where softmax follows.
+    by_energy = parts.sum((0, 1)) + jnp.where(moderate, gradient.sum((1, 2)), 0).sum()
+    return by_queries * energy[None, None], by_keys * energy[None, None], by_energy, None
+
+
+additive_scores.defvjp(_forward, _backward)
+
+
+def _slopes(
+    plan: Plan, moderate: jax.Array, own: jax.Array, other: jax.Array, weights: jax.Array, *, hidden: bool = False
+) -> list[jax.Array]:
+    """`sum_j w_ji (1 - h_ijd^2)`, [B, I, D], where `h = tanh(x_i + y_j)`; `hidden` adds parts of `sum_ij w_ji h_ijd`.
+
+    Args:
+        own, other: what `_powers` makes of x [B, I, D] and y [B, J, D].
+        weights: [B, J, I].
+
+    Returns:
+        The first sum and, if asked for, the second in parts [B, parts, D].
+    """
+    batch, size, width = own.shape
+    block = plan.slopes.fit(size, width)
+    own, other = _filled(own, block.rows, block.columns), _filled(other, block.terms, block.columns)
+    weights = _filled(weights, block.terms, block.rows)
+    grid = (batch, own.shape[1] // block.rows, own.shape[2] // block.columns)
+    tile = pl.BlockSpec((None, block.rows, block.columns), lambda b, i, d: (b, i, d))
+    in_specs = [
+        pl.BlockSpec((1,), lambda b, i, d: (b,)),
+        tile,
+        pl.BlockSpec((None, other.shape[1], block.columns), lambda b, i, d: (b, 0, d)),
+        pl.BlockSpec((None, other.shape[1], block.rows), lambda b, i, d: (b, 0, i)),
+    ]
+    parts = pl.BlockSpec((None, None, block.columns), lambda b, i, d: (b, i, d))
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (own.shape, (batch, grid[1], own.shape[2]))]
+    outputs = 1 + hidden
+    call = _call(_slopes_kernel, block, plan.interpret, grid, in_specs, [tile, parts][:outputs], shapes[:outputs])
+    slopes, *rest = call(moderate, own, other, weights)
+    return [slopes[:, :size, :width], *(part[..., :width] for part in rest)]
+
+
+def _call(
+    kernel: Callable[..., None], block: Block, interpret: bool, grid: tuple[int, ...], *specs: Any
+) -> Callable[..., Any]:
+    in_specs, out_specs, out_shape = specs
+    return pl.pallas_call(
+        partial(kernel, terms=block.terms, inverse=_exact_inverse if interpret else _inverse),
+        out_shape,
+        grid=grid,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        compiler_params=triton.CompilerParams(num_warps=block.warps, num_stages=1),
+        interpret=interpret,
+        name=kernel.__name__.strip("_"),
+    )
+
+
+def _scores_kernel(
+    moderate: Any, queries: Any, keys: Any, energy: Any, scores: Any, *, terms: int, inverse: Inverse
+) -> None:
+    """One block [t, s], from queries [D, t], keys [D, s] and energy [D]."""
+    depth, zeros = len(energy), jnp.zeros(scores.shape, jnp.float32)
+
+    def at(d: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return queries[d, :][:, None], keys[d, :][None, :], energy[d]
+
+    def by_powers() -> jax.Array:
+        def step(n: Any, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            total, whole = sums
+            for (q, k, v), (p, m, w) in _pairs(at, n, terms):
+                one, other = 1 + q * k, 1 + p * m
+                total, whole = total + (v * other + w * one) * inverse(one * other), whole + (v + w)
+            return total, whole
+
+        total, whole = jax.lax.fori_loop(0, depth // terms, step, (zeros, jnp.float32(0)))
+        return whole - 2 * total
+
+    def by_tanh() -> jax.Array:
+        def step(d: Any, total: jax.Array) -> jax.Array:
+            q, k, v = at(d)
+            return total + v * jnp.tanh(q + k)
+
+        return jax.lax.fori_loop(0, depth, step, zeros)
+
+    scores[...] = jax.lax.cond(moderate[0], by_powers, by_tanh)
+
+
+def _slopes_kernel(
+    moderate: Any, own: Any, other: Any, weights: Any, slopes: Any, hidden: Any = None, *, terms: int, inverse: Inverse
+) -> None:
+    """One block [i, d] of the slopes and one row [d] of the parts, from own [i, d], other [J, d], weights [J, i]."""
+    x, zeros = own[...], jnp.zeros(own.shape, jnp.float32)
+    rest = [] if hidden is None else [zeros]
+
+    def at(j: Any) -> tuple[jax.Array, jax.Array]:
+        return other[j, :][None, :], weights[j, :][:, None]
+
+    def by_powers() -> list[jax.Array]:
+        def step(n: Any, sums: list[jax.Array]) -> list[jax.Array]:
+            for (y, v), (z, w) in _pairs(at, n, terms):
+                one, two = 1 + x * y, 1 + x * z
+                both = inverse(one * two)
+                for r, weight in ((two * both, v), (one * both, w)):
+                    new = [weight * (r - r * r), weight * r]
+                    sums = [total + term for total, term in zip(sums, new, strict=False)]
+            return sums
+
+        total, *seen = jax.lax.fori_loop(0, other.shape[0] // terms, step, [zeros, *rest])
+        return [4 * total, *(-2 * part for part in seen)]
+
+    def by_tanh() -> list[jax.Array]:
+        def step(j: Any, sums: list[jax.Array]) -> list[jax.Array]:
+            y, weight = at(j)
+            h = jnp.tanh(x + y)
+            return [total + term for total, term in zip(sums, [weight * (1 - h * h), weight * h], strict=False)]
+
+        return jax.lax.fori_loop(0, other.shape[0], step, [zeros, *rest])
+
+    slopes[...], *seen = jax.lax.cond(moderate[0], by_powers, by_tanh)
+    if seen:
+        hidden[...] = seen[0].sum(0)
+
+
+def _pairs(at: Callable[[Any], Any], step: Any, terms: int) -> list[tuple[Any, Any]]:
+    """What a step of a loop works on, two by two: all is read before the first is used."""
+    read = [at(step * terms + m) for m in range(terms)]
+    return list(zip(read[::2], read[1::2], strict=True))
+
+
+def _inverse(x: jax.Array) -> jax.Array:
+    """1 / x to the last place but one, as one instruction; the division that JAX gives to Triton is several."""
+    (result,) = triton.elementwise_inline_asm(
+        "rcp.approx.ftz.f32 $0, $1;",
+        args=[x],
+        constraints="=f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+    )
+    return result
+
+
+def _exact_inverse(x: jax.Array) -> jax.Array:
+    return 1 / x
+
+
+def _powers(inputs: jax.Array, moderate: jax.Array) -> jax.Array:
+    """`e^2x` of the moderate examples, x of the others. What is clipped here is hidden by the mask."""
+    return jnp.where(moderate[:, None, None], jnp.exp(2 * jnp.clip(inputs, -LARGEST, LARGEST)), inputs)
+
+
+def _filled(array: jax.Array, rows: int, columns: int) -> jax.Array:
+    """[B, ...] with zeros up to whole blocks."""
+    ends = [(0, -size % block) for size, block in zip(array.shape[1:], (rows, columns), strict=True)]
+    return jnp.pad(array, ((0, 0), *ends))
