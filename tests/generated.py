@@ -85,7 +85,7 @@ def failures(number: int, seed: int = 0, dtypes: Sequence[str] = tuple(DTYPES)) 
         for name, attention, given in mechanisms(dtype):
             generator = np.random.default_rng(seed)
             shapes = jnp.zeros((1, D)), jnp.zeros((S, D))
-            variables = attention.init(jax.random.key(seed), *shapes, method="over")
+            variables = jax.jit(partial(attention.init, method="over"))(jax.random.key(seed), *shapes)
             # Only an `Aligner` does otherwise in training.
             for deterministic in (True, False) if isinstance(attention.alignment, Aligner) else (True,):
                 bad, run = 0, check(attention, dtype, deterministic)

@@ -1,26 +1,32 @@
 """The table of mechanisms: a tiny one from the command line, and the committed pages against their numbers."""
 
 import json
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 from experiments.__main__ import main
+from experiments.commands import table as commands
 from experiments.commands.table import METRICS, ROWS, render
 from experiments.mechanisms import experiment
 
 PAGES = Path(__file__).parents[2] / "docs" / "mechanisms"
 README = (PAGES.parents[1] / "README.md").read_text(encoding="utf-8")
-TINY = "--seeds 1 --steps 2 --train_examples 64 --held_out_examples 7"
+TINY = "--seeds 1 --steps 2 --train_examples 64 --held_out_examples 2"
+SMALL = {"embedding": 5, "encoder_units": 3, "batch_size": 13}
 
 
 def test_a_small_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["table", "dates", *TINY.split(), "--rows", "local-m, MoChA", "--output", "out"]
+    monkeypatch.setattr(commands, "costs", partial(commands.costs, rounds=1))
+    for name in ("dot", "scaled dot"):
+        monkeypatch.setitem(ROWS, name, {**ROWS[name], **SMALL})
+    words = ["table", "dates", *TINY.split(), "--rows", "dot, scaled dot", "--output", "out"]
     assert main(words) == 0
     result = json.loads((tmp_path / "out" / "dates.json").read_text())
-    assert [row["mechanism"] for row in result["rows"]] == ["local-m", "MoChA"]
+    assert [row["mechanism"] for row in result["rows"]] == ["dot", "scaled dot"]
     for row in result["rows"]:
         assert all(len(row[metric]) == 1 and all(value >= 0 for value in row[metric]) for metric in METRICS)
         assert row["step_ms"] > 0 and row["temporary_bytes"] > 0 and row["parameters"] > 0
@@ -28,6 +34,7 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "dates.md").read_text() == render(result)
     kept = sorted(path.parent.name for path in (tmp_path / "runs").rglob("summary.json"))
     assert kept == ["0", "0"]
+    monkeypatch.setattr(commands, "costs", lambda made: {name: {"step_ms": 1.5, "temporary_bytes": 7} for name in made})
     capsys.readouterr()
     assert main(words) == 0  # nothing is trained again
     assert capsys.readouterr().err.count("is finished") == 2
@@ -35,11 +42,11 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     (tmp_path / "out" / "dates.json").write_text(json.dumps(result))
     assert main(["table", "dates", "--output", "out", "--costs_only", "True"]) == 0  # the scores stay
     first = json.loads((tmp_path / "out" / "dates.json").read_text())["rows"][0]
-    assert first["step_ms"] > 0 and first["exact_match"] == [0.5] and first["flags"] == result["rows"][0]["flags"]
+    assert first["step_ms"] == 1.5 and first["exact_match"] == [0.5] and first["flags"] == result["rows"][0]["flags"]
     assert main(["table", "reverse", "--output", "out", "--costs_only", "True"]) == 2
     assert "There is no out/reverse.json to measure again" in capsys.readouterr().err
-    assert main([*words[:-3], "MoChA", "--output", "out"]) == 2
-    assert "dates.json also has local-m" in capsys.readouterr().err
+    assert main([*words[:-3], "scaled dot", "--output", "out"]) == 2
+    assert "dates.json also has dot" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_take_the_table_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):

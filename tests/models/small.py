@@ -19,13 +19,24 @@ FAMILIES = {
     "at_once": {"attention": "luong", "score": "dot", "input_feeding": False, "tied": True},
 }
 AT_ONCE = {"attention": "luong", "score": "general", "input_feeding": False, "window": 2}
-OTHERS = tuple(alignment for alignment in ALIGNMENTS if alignment != "softmax")
 FEW = {"window": 2, "kept": 2, "temperature": 0.5}
+# Every score but additive meets an alignment that hides few errors of scores; the other alignments have additive's.
+PAIRS = dict.fromkeys((alignment for alignment in ALIGNMENTS if alignment != "softmax"), "additive") | {
+    "tempered": "cosine",
+    "gumbel_softmax": "scaled_dot",
+    "local_m": "dot",
+    "local_p": "concat",
+    "local_p_renormalised": "general",
+    "sparsemax": "additive_normalised",
+    "entmax15": "location",
+}
 MECHANISMS = FAMILIES | {
     "none": {"attention": "none"},
-    **{f"bahdanau_{score}": {"attention": "bahdanau", "score": score} for score in SCORES if score != "additive"},
     "bahdanau_deep": {"attention": "bahdanau", "cell": "gru", "bridge": "backward", "decoder_layers": 2},
-    **{f"bahdanau_{name}": {"attention": "bahdanau", "alignment": name, **FEW} for name in OTHERS},
+    **{
+        f"bahdanau_{alignment}": {"attention": "bahdanau", "score": score, "alignment": alignment, **FEW}
+        for alignment, score in PAIRS.items()
+    },
     **{f"at_once_{name}": {**AT_ONCE, "alignment": name} for name in ("local_p", "mocha")},
     "feeding_local_p": {"attention": "luong", "score": "dot", "alignment": "local_p", "window": 1},
     **{f"bahdanau_past_{past}": {"attention": "bahdanau", "past": past} for past in ("location", "coverage")},
@@ -34,6 +45,7 @@ MECHANISMS = FAMILIES | {
     "at_once_past_location": {**AT_ONCE, "past": "location", "alignment": "local_p"},
     "at_once_one_hot": {"attention": "luong", "score": "additive", "input_feeding": False, "one_hot": True},
 }
+assert set(PAIRS.values()) == set(SCORES)
 
 
 # Compiling is most of the time of these tests, and their code need not be fast.

@@ -1,5 +1,6 @@
 """Any score with any alignment: by name, with more leading axes (heads, an image's cells), and through beam search."""
 
+from functools import partial
 from itertools import product
 
 import jax
@@ -35,6 +36,12 @@ def draw(*shape):
     return np.float32(np.random.default_rng(shape).normal(size=shape))
 
 
+def drawn(made, *inputs):
+    """Its variables, large enough to matter; nothing is compiled for them."""
+    shapes = jax.eval_shape(partial(made.init, method="over"), jax.random.key(0), *inputs)
+    return jax.tree.map(lambda leaf: draw(*leaf.shape), shapes)
+
+
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_any_score_fits_any_alignment_and_any_past(alignment):
     queries, values = draw(B, T, Q), draw(B, S, Q)
@@ -44,8 +51,7 @@ def test_any_score_fits_any_alignment_and_any_past(alignment):
         made = attention(score, alignment, past)
 
         def run(queries, values, made=made):
-            variables = made.init(jax.random.key(0), queries, values, method="over")
-            return made.apply(variables, queries, values, method="over")
+            return made.init_with_output(jax.random.key(0), queries, values, method="over")[0]
 
         context, found, state = jax.eval_shape(run, queries, values)
         assert context.shape == (B, T, Q) and found.weights.shape == (B, T, S)
@@ -57,7 +63,7 @@ def test_heads_and_image_cells_are_leading_axes_and_positions(alignment):
     """[B, H, T, Q] over the cells of an image equals each head alone."""
     made, mask = attention(alignment=alignment), np.arange(S)[None, None] < np.array([[[S]], [[4]], [[0]]])
     queries, values, mask = draw(B, H, T, Q), draw(B, H, S, Q), np.broadcast_to(mask, (B, H, S))
-    variables = made.init(jax.random.key(0), queries, values, mask, method="over")
+    variables = drawn(made, queries, values, mask)
     run = quick_jit(lambda *inputs: made.apply(variables, *inputs, method="over")[:2])
     together, alone = run(queries, values, mask), [run(queries[:, h], values[:, h], mask[:, h]) for h in range(H)]
     for h in range(H):
@@ -78,7 +84,7 @@ def test_queries_are_shared_by_all_sources_of_a_memory(alignment, score, past, s
     made, mask = attention(score, alignment, past), np.arange(S) < np.array([[S], [4], [0]])
     queries, values = draw(1, steps, Q), draw(B, S, Q)
     written_out = np.broadcast_to(queries, (B, steps, Q))
-    variables = made.init(jax.random.key(0), written_out, values, mask, method="over")
+    variables = drawn(made, written_out, values, mask)
 
     @quick_jit
     def each(*ways):
@@ -146,7 +152,7 @@ def test_a_state_is_asked_for_where_one_is_needed():
         (attention(past="coverage"), "this score knows where was attended before"),
         (attention(alignment="local_m"), "this alignment carries a state"),
     ):
-        variables = made.init(jax.random.key(0), queries, values, method="over")
+        variables = drawn(made, queries, values)
         memory = made.apply(variables, values, method="remember")
         with pytest.raises(ValueError, match=sentence):
             made.apply(variables, queries, memory)

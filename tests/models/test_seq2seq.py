@@ -16,7 +16,7 @@ from tests.models.small import FAMILIES, MECHANISMS, B, S, T, make, quick_jit
 
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_decode_equivalence(name):
-    """Teacher forcing == step by step == prefill in chunks == padded sources, and alignments agree too."""
+    """Teacher forcing == step by step == prefill in chunks of padded sources, and alignments agree too."""
     model, params, source, lengths, target = make(**MECHANISMS[name])
 
     @quick_jit
@@ -25,7 +25,7 @@ def test_decode_equivalence(name):
             logits, cache, alignment = model.apply(params, cache, tokens, method="step")
             return cache, (logits, alignment)
 
-        def chunks(*sizes):
+        def chunks(source, *sizes):
             cache, found = model.apply(params, source, lengths, method="start"), []
             for part in jnp.split(target, np.cumsum(sizes), axis=1):
                 logits, cache, alignment = model.apply(params, cache, part, method="extend")
@@ -33,10 +33,11 @@ def test_decode_equivalence(name):
             return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *found)
 
         steps = jax.lax.scan(step, model.apply(params, source, lengths, method="start"), target.T)[1]
-        padded = model.apply(params, jnp.pad(source, ((0, 0), (0, 4)), constant_values=9), lengths, target)
-        padded = (padded[0], jax.tree.map(lambda weights: weights[..., :S], padded[1]))
         by_step = jax.tree.map(lambda stacked: jnp.moveaxis(stacked, 0, 1), steps)
-        return model.apply(params, source, lengths, target), by_step, chunks(3), chunks(1, 2), padded
+        # Chunks of 2, 1 and 2.
+        logits, alignment = chunks(jnp.pad(source, ((0, 0), (0, 4)), constant_values=9), 2, 1)
+        padded = logits, jax.tree.map(lambda weights: weights[..., :S], alignment)
+        return model.apply(params, source, lengths, target), by_step, padded
 
     expected, *others = every_way(params)
     for other in others:

@@ -102,9 +102,14 @@ def plain(timing, cell, p, arrays):
     return jnp.stack(features, 1), jnp.stack(alignment, 1), tuple(states)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("cell", STATES)
-@pytest.mark.parametrize("timing", TIMINGS)
+# Every pair of a timing, a cell and a number of layers.
+TRIED = [
+    *(("previous", "lstm", 1), ("current", "lstm", 2), ("feeding", "lstm", 2)),
+    *(("previous", "gru", 2), ("current", "gru", 1), ("feeding", "gru", 1)),
+]
+
+
+@pytest.mark.parametrize(("timing", "cell", "layers"), TRIED)
 def test_results_and_all_gradients_equal_the_plain_loop(timing, cell, layers, float64):
     model, variables, arrays = make(timing, cell, layers)
     expected, pull_back = jax.vjp(partial(plain, timing, cell), variables["params"], arrays)
