@@ -37,7 +37,7 @@ def experiment(
     attention: Literal["bahdanau", "luong", "context", "none"] = "bahdanau",
     score: Score = "additive",
     input_feeding: bool = True,
-    cell: Literal["lstm", "gru"] = "lstm",
+    cell: Literal["lstm", "gru", "gru_reset_before"] = "lstm",
     embedding: int = 256,
     units: int = 256,
     layers: int = 1,

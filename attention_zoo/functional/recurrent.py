@@ -66,7 +66,7 @@ def gru_cell(inputs: Float[Array, "*b G"], recurrent: Float[Array, "*b G"], stat
     """One GRU step, `h = (1 - z) n + z h'` with `n = tanh(W_n x + b_n + r (U_n h' + c_n))` (Cho 2014).
 
     The reset gate acts after the recurrent product, as in cuDNN, PyTorch and Keras (`reset_after`); Cho's
-    first version applies it before.
+    first version, `gru_reset_before_cell`, applies it before.
 
     Args:
         inputs: `W x + b`, gates in the order r, z, n, [..., 3D].
@@ -78,6 +78,39 @@ def gru_cell(inputs: Float[Array, "*b G"], recurrent: Float[Array, "*b G"], stat
     update = jax.nn.sigmoid(input_z + hidden_z)
     candidate = jnp.tanh(input_n + jax.nn.sigmoid(input_r + hidden_r) * hidden_n)
     return GRUState((1 - update) * candidate + update * state.hidden)
+
+
+@checked
+def gru_reset_before_cell(inputs: Float[Array, "*b G"], recurrent: Float[Array, "*b G"], state: GRUState) -> GRUState:
+    """One GRU step as first written, `h = (1 - z) n + z h'` with `n = tanh(W_n x + U_n (r h'))` (Cho 2014, eq. 5 - 8).
+
+    In Bahdanau 2014, A.1.1, z and 1 - z have each other's places, which changes the sign of what z learns.
+
+    Args:
+        inputs: `W x + b`, gates in the order r, z, n, [..., 3D].
+        recurrent: what `recurrent_product` makes, [..., 3D].
+        state: h'.
+    """
+    _, input_z, input_n = jnp.split(inputs, 3, axis=-1)
+    _, hidden_z, hidden_n = jnp.split(recurrent, 3, axis=-1)
+    update = jax.nn.sigmoid(input_z + hidden_z)
+    return GRUState((1 - update) * jnp.tanh(input_n + hidden_n) + update * state.hidden)
+
+
+def recurrent_product(
+    inputs: Array, hidden: Array, kernel: Array | tuple[Array, Array], bias: Array | None
+) -> jax.Array:
+    """What a cell reads of the last hidden state, `U h' + c`, [..., G].
+
+    For `gru_reset_before_cell` the last third is `U_n (r h') + c_n`: its kernel is two, both gates' [D, 2D] and U_n
+    [D, D], and the reset gate r also needs the inputs `W x + b`, [..., 3D].
+    """
+    if not isinstance(kernel, tuple):
+        return project(hidden, kernel, bias)
+    both, candidate = (None, None) if bias is None else (bias[: 2 * hidden.shape[-1]], bias[2 * hidden.shape[-1] :])
+    gates = project(hidden, kernel[0], both)
+    reset = jax.nn.sigmoid(jnp.split(inputs, 3, axis=-1)[0] + jnp.split(gates, 2, axis=-1)[0])
+    return jnp.concatenate([gates, project(reset * hidden, kernel[1], candidate)], axis=-1)
 
 
 @checked
@@ -114,10 +147,15 @@ def gru(
     lengths: Int[Array, "*b"] | None = None,
     *,
     reverse: bool = False,
+    reset_after: bool = True,
 ) -> tuple[Float[Array, "*b S D"], GRUState]:
-    """A GRU layer over whole sequences, by `gru_cell`; arguments and results as in `lstm`."""
+    """A GRU layer over whole sequences, by `gru_cell` or, with `reset_after=False`, `gru_reset_before_cell`.
+
+    Arguments and results are as in `lstm`.
+    """
     start = GRUState(zeros(inputs, weights)) if state is None else state
-    outputs, final = _layer(gru_cell, inputs, weights, start, lengths, reverse)
+    cell = gru_cell if reset_after else gru_reset_before_cell
+    outputs, final = _layer(cell, inputs, weights, start, lengths, reverse)
     return outputs, GRUState(*final)
 
 
@@ -139,8 +177,10 @@ def recur(
 ) -> tuple[Float[Array, "S *b D"], State]:
     """The recurrence alone, time first: `s_t = cell(x_t, h_{t-1} U + c, s_{t-1})` over projected inputs x.
 
+    (For `gru_reset_before_cell` see `recurrent_product`.)
+
     Args:
-        cell: `lstm_cell` or `gru_cell`.
+        cell: `lstm_cell`, `gru_cell` or `gru_reset_before_cell`.
         projected: inputs after their projection, `W x + b`, [S, ..., G].
         recurrent: U, [D, G].
         recurrent_bias: c, [G]; None for none.
@@ -153,15 +193,15 @@ def recur(
     """
     _check_step(4 if isinstance(state, LSTMState) else 3, projected, recurrent, recurrent_bias, *state)
     alive = None if lengths is None else jnp.moveaxis(within(lengths, projected.shape[0]), -1, 0)[..., None]
-    final, outputs = scan(partial(_step, cell), (recurrent, recurrent_bias), state, (projected, alive), reverse=reverse)
+    kernel = (recurrent[:, : 2 * len(recurrent)], recurrent[:, 2 * len(recurrent) :])
+    weights = (kernel if cell is gru_reset_before_cell else recurrent, recurrent_bias)
+    final, outputs = scan(partial(_step, cell), weights, state, (projected, alive), reverse=reverse)
     return outputs, final
 
 
-def _step(
-    cell: Cell, weights: tuple[Array, Array | None], before: State, inputs: tuple[Array, Array | None]
-) -> tuple[State, Array]:
+def _step(cell: Cell, weights: Any, before: State, inputs: tuple[Array, Array | None]) -> tuple[State, Array]:
     projected, alive = inputs
-    recurrent = project(before.hidden, *weights)
+    recurrent = recurrent_product(projected, before.hidden, *weights)
 
     def advance(projected: Array, recurrent: Array, before: State) -> State:
         after = cell(_apart(projected), recurrent, before)

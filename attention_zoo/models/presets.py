@@ -36,14 +36,14 @@ LUONG_VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 # RNNsearch, Bahdanau 2014, A.2: 1000 GRU units in each direction, 620-wide embeddings, 30,000 + unknown words,
-# 1000 alignment units, maxout of 500. (The GRU resets after its recurrent product; see `gru_cell`.)
+# 1000 alignment units, maxout of 500.
 BAHDANAU: dict[str, Any] = {
     "source_vocabulary": 30_001,
     "target_vocabulary": 30_001,
     "embedding": 620,
     "encoder_units": 1000,
     "decoder_units": 1000,
-    "cell": "gru",
+    "cell": "gru_reset_before",
     "attention": "bahdanau",
     "score": "additive",
     "bridge": "backward",
@@ -81,8 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Bahdanau's. One-hot phones: 61, the end and the start.
     # Not as in the paper: its encoder reads frames of 123 numbers, 40 filter banks and the energy with two orders of
     # differences, and ours 123 symbols, one-hot; its decoder is fed the context and has a maxout readout, ours
-    # `tanh(W [c; h])` for both; its decoder starts from a learned state, ours from the encoder's last; and its GRUs
-    # reset before the recurrent product.
+    # `tanh(W [c; h])` for both; and its decoder starts from a learned state, ours from the encoder's last.
     "chorowski_2015": {
         "source_vocabulary": 123,
         "target_vocabulary": 63,
@@ -90,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "encoder_units": 256,
         "encoder_layers": 3,
         "decoder_units": 256,
-        "cell": "gru",
+        "cell": "gru_reset_before",
         "attention": "luong",
         "score": "additive",
         "past": "location",

@@ -1,29 +1,40 @@
 """Recurrent layers as modules, and stacked uni- and bidirectional encoders."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from attention_zoo.functional.loop import project
 from attention_zoo.functional.masks import within
-from attention_zoo.functional.recurrent import Cell, GRUState, LSTMState, State, gru_cell, lstm_cell, recur
+from attention_zoo.functional.recurrent import (
+    Cell,
+    GRUState,
+    LSTMState,
+    State,
+    gru_cell,
+    gru_reset_before_cell,
+    lstm_cell,
+    recur,
+    recurrent_product,
+)
 from attention_zoo.modules.dense import Dense
 from attention_zoo.notation import Array, Float, Int, checked
 
 CELLS: dict[str, tuple[Cell, type[State], int]] = {
     "lstm": (lstm_cell, LSTMState, 4),
     "gru": (gru_cell, GRUState, 3),
+    "gru_reset_before": (gru_reset_before_cell, GRUState, 3),
 }
 
 
 class RecurrentLayer(nn.Module):
     """One LSTM or GRU layer; its three methods are the layer in parts, for decoders.
 
-    units: D. cell: "lstm" or "gru". reverse: read from the last real step to the first. An LSTM's forget gate
-    starts with bias 1 (Jozefowicz 2015).
+    units: D. cell: "lstm", "gru" or "gru_reset_before", Cho's first version. reverse: read from the last real step to
+    the first. An LSTM's forget gate starts with bias 1 (Jozefowicz 2015).
     """
 
     units: int
@@ -35,9 +46,12 @@ class RecurrentLayer(nn.Module):
         if self.cell not in CELLS:
             raise ValueError(f"cell is one of {', '.join(CELLS)}; got {self.cell!r}")
         gates = CELLS[self.cell][2] * self.units
-        # An LSTM adds its one bias in the loop, where that costs no pass over memory; a GRU's reset gate keeps two.
+        # One bias is added in the loop, where that costs no pass over memory; a GRU that resets after keeps two.
         self.input = Dense(gates, use_bias=self.cell == "gru", dtype=self.dtype)
-        self.recurrent = self.param("recurrent", nn.initializers.orthogonal(), (self.units, gates))
+        apart = self.units if self.cell == "gru_reset_before" else 0
+        self.recurrent = self.param("recurrent", nn.initializers.orthogonal(), (self.units, gates - apart))
+        if apart:
+            self.candidate = self.param("candidate", nn.initializers.orthogonal(), (self.units, self.units))
         bias_init = _forget_one if self.cell == "lstm" else nn.initializers.zeros
         self.recurrent_bias = self.param("recurrent_bias", bias_init, (gates,))
 
@@ -47,7 +61,8 @@ class RecurrentLayer(nn.Module):
 
     def step(self, projected: jax.Array, state: State) -> State:
         """One step from a projected input [..., G]; the state is in its dtype too."""
-        return CELLS[self.cell][0](projected, project(state.hidden, *self._recurrent(projected.dtype)), state)
+        recurrent = recurrent_product(projected, state.hidden, *self._recurrent(projected.dtype))
+        return CELLS[self.cell][0](projected, recurrent, state)
 
     @checked
     def run(
@@ -55,6 +70,7 @@ class RecurrentLayer(nn.Module):
     ) -> tuple[Float[jax.Array, "S *b D"], State]:
         """All steps from projected inputs, time first: outputs [S, ..., D] and the last state."""
         kernel, bias = self._recurrent(projected.dtype)
+        kernel = jnp.concatenate(kernel, axis=1) if isinstance(kernel, tuple) else kernel
         state = jax.tree.map(lambda leaf: leaf.astype(projected.dtype), state)
         return recur(CELLS[self.cell][0], projected, kernel, bias, state, lengths, reverse=self.reverse)
 
@@ -71,8 +87,9 @@ class RecurrentLayer(nn.Module):
         kind = CELLS[self.cell][1]
         return kind(*[jnp.zeros((*batch, self.units), dtype)] * len(kind._fields))
 
-    def _recurrent(self, dtype: Dtype) -> tuple[jax.Array, jax.Array]:
-        return self.recurrent.astype(dtype), self.recurrent_bias.astype(dtype)
+    def _recurrent(self, dtype: Dtype) -> tuple[Any, jax.Array]:
+        kernel, bias = self.recurrent.astype(dtype), self.recurrent_bias.astype(dtype)
+        return (kernel, self.candidate.astype(dtype)) if self.cell == "gru_reset_before" else kernel, bias
 
 
 class RecurrentEncoder(nn.Module):

@@ -32,7 +32,7 @@ PAIRS = dict.fromkeys((alignment for alignment in ALIGNMENTS if alignment != "so
 }
 MECHANISMS = FAMILIES | {
     "none": {"attention": "none"},
-    "bahdanau_deep": {"attention": "bahdanau", "cell": "gru", "bridge": "backward", "decoder_layers": 2},
+    "bahdanau_deep": {"attention": "bahdanau", "cell": "gru_reset_before", "bridge": "backward", "decoder_layers": 2},
     **{
         f"bahdanau_{alignment}": {"attention": "bahdanau", "score": score, "alignment": alignment, **FEW}
         for alignment, score in PAIRS.items()

@@ -17,8 +17,8 @@ def lstm(inputs, units):
 
 
 def gru(inputs, units):
-    """Three gates with two biases each (one inside the reset gate's reach)."""
-    return 3 * units * (inputs + units + 2)
+    """As first written: the reset gate acts on the state, and every gate has one bias."""
+    return 3 * units * (inputs + units + 1)
 
 
 def additive(query, value, units):

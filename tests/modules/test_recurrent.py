@@ -226,7 +226,7 @@ def test_computes_in_bfloat16_with_parameters_in_float32(kind):
 
 
 def test_unknown_cell_is_refused():
-    with pytest.raises(ValueError, match="cell is one of lstm, gru; got 'rnn'"):
+    with pytest.raises(ValueError, match="cell is one of lstm, gru, gru_reset_before; got 'rnn'"):
         RecurrentEncoder(D, cell="rnn").init(jax.random.key(0), draw(B, S, I), LENGTHS)
 
 
