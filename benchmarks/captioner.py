@@ -114,7 +114,7 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
     setting = SIZES[known(size, SIZES, "size")]
     batch, there = _batch(setting), bring(PEERS, peers)
     case = f"B{setting['batch']} {setting['canvas']} x {setting['canvas']} T{setting['words']}"
-    timed = partial(compare, "captioner", tolerance=TOLERANCES["float32"], repetitions=repetitions)
+    timed = partial(compare, "captioner", tolerance=TOLERANCES["float32"], repetitions=repetitions, timed_by="wall")
     ours = _kind(OURS, "soft", setting, batch, _loss_and_norm)
     params = ours.arguments[0].params
     soft = [ours] + [_plain(name, plain, to_plain(params), setting, batch) for name, plain in there.items()]

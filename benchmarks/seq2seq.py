@@ -123,7 +123,7 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
         if name in brought:
             contestants.append(brought[name](name, params, batch, LEARNING_RATE))
     case = f"B{setting['batch']} S{setting['steps']} T{setting['steps']} N{model.target_vocabulary}"
-    timed = partial(compare, tolerance=TOLERANCES["float32"], repetitions=repetitions)
+    timed = partial(compare, tolerance=TOLERANCES["float32"], repetitions=repetitions, timed_by="wall")
     needs = {"matmul_gflops": 3 * _products(model, setting["batch"] * setting["steps"])}
     return timed("seq2seq", case, "forward+gradient", contestants, needs=needs)
 

@@ -58,7 +58,7 @@ def benchmark(
         print("transformer: its size long is for accelerators, and left out", file=sys.stderr)
         return []
     found = bring(PEERS, peers)
-    timed = partial(compare, tolerance=TOLERANCES[dtype], repetitions=repetitions, dtype=dtype)
+    timed = partial(compare, tolerance=TOLERANCES[dtype], repetitions=repetitions, dtype=dtype, timed_by="wall")
     rows = []
     for name, prepare in (("encoder", _classification), ("encoder-decoder", _translation)):
         loss, work = prepare(sizes)

@@ -5,7 +5,7 @@ import pytest
 
 from attention_zoo.models import seq2seq as preset
 from attention_zoo.training.errors import UserError
-from benchmarks import seq2seq, seq2seq_pytorch
+from benchmarks import captioner, seq2seq, seq2seq_pytorch, transformer
 
 
 @pytest.mark.parametrize("name, compiled", [("PyTorch", []), ("torch.compile", ["sin", "decode"])])
@@ -36,6 +36,14 @@ def test_a_pytorch_model_of_other_weights_is_not_timed(monkeypatch):
     monkeypatch.setattr(seq2seq_pytorch, "_lstm", lambda layer, kernel: right(layer, 1.01 * kernel))
     with pytest.raises(UserError, match="PyTorch differs from attention_zoo"):
         seq2seq.benchmark("small", 1, peers=["PyTorch"])
+
+
+def test_a_training_step_is_timed_on_the_wall(monkeypatch):
+    asked = []
+    for module in (seq2seq, transformer, captioner):
+        monkeypatch.setattr(module, "compare", lambda *given, **options: asked.append(options["timed_by"]) or [])
+        module.benchmark("small", 1, peers=[])
+    assert asked == ["wall"] * 5  # gaps between kernels are a part of it
 
 
 def test_nothing_is_compiled_by_pytorch_for_a_cpu(monkeypatch):

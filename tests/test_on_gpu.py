@@ -149,22 +149,23 @@ def test_the_default_is_cudnn_where_it_can():
     assert choose("gpu", jnp.float32, 128, 128, cudnn=False) == "plain"
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 2.4, 60.0])  # tiny, moderate, moderate by a hair, and beyond
 @pytest.mark.parametrize("dtype", CONTEXT)
-def test_additive_attention(dtype):
-    queries, keys, values = drawn(0, 3, 50, 96), drawn(1, 3, 70, 96), drawn(2, 3, 70, 40)
+def test_additive_attention(dtype, scale):
+    queries, keys, values = scale * drawn(0, 3, 50, 96), scale * drawn(1, 3, 70, 96), drawn(2, 3, 70, 40)
     energy, cotangent = drawn(4, 96) / 8, drawn(5, 3, 50, 40)
-    mask = masks.padding(jnp.array([70, 13, 0]), 70)
+    mask = masks.padding(jnp.array([70, 13, 0]), 70) & (np.random.default_rng(6).random((3, 50, 70)) < 0.7)
 
     def plain(queries, keys, values, energy):
         scores = jnp.where(mask, jnp.tanh(queries[:, :, None] + keys[:, None]) @ energy, -jnp.inf)
         weights = jnp.where(mask, jax.nn.softmax(jnp.where(mask.any(-1, keepdims=True), scores, 0)), 0)
         return jnp.einsum("bts,bsv->btv", weights, values)
 
-    arrays = (queries, keys, values, energy, cotangent)
-    expected = precise(plain, arrays)
-    narrow = [array.astype(dtype) for array in arrays]
-    with jax.default_matmul_precision("highest"):
-        found = jax.jit(partial(gradients, partial(additive_attention, mask=mask)))(*narrow)
+    narrow = [array.astype(dtype) for array in (queries, keys, values, energy, cotangent)]
+    expected = precise(plain, [array.astype(jnp.float32) for array in narrow])
+    found = jax.jit(partial(gradients, partial(additive_attention, mask=mask)))(*narrow)
     errors = [error(one, other) for one, other in zip(found, expected, strict=True)]
-    print(dtype, [f"{one:.1e}" for one in errors])
+    print(dtype, scale, [f"{one:.1e}" for one in errors])
+    if scale < 0.1:  # A row's gradients by its scores sum to zero, and so do, but for rounding, those by its query.
+        del errors[1]
     assert errors[0] <= CONTEXT[dtype] and max(errors) <= GRADIENTS[dtype]

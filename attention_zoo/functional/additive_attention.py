@@ -1,6 +1,7 @@
 """Additive attention over whole sequences: the [..., T, S, D] tensor of the score never exists."""
 
 import math
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from attention_zoo.functional.loop import project
 from attention_zoo.notation import Array, Bool, Float, checked
 
 IMPLEMENTATIONS = ("chunked", "pallas")
-WHOLE = 2**28  # the most scores, or elements of queries or keys, for kernels that count to 2**31, filled up to blocks
+WHOLE = 2**28  # the most scores, or elements of queries or keys, that are worth being kept whole
 INTERPRET = False  # the kernels on any backend, slowly: for tests
 # Elements of the [chunk, S, D] block that one step works on: on a CPU, about what the cache of its cores holds.
 BLOCK, CPU_BLOCK = 2**25, 2**18
@@ -70,9 +71,10 @@ def additive_attention(
         key: for dropout, one for all; what is dropped also depends on the implementation and the chunk.
         implementation: "chunked" takes a chunk of queries at a time, which the backward pass computes once more:
             memory grows with T and S, not with T S. "pallas" keeps the scores [..., T, S], in float32, which kernels
-            for NVIDIA's GPUs compute (`additive_kernel.py`): not for `jax.export`, and under `jit` for several devices
-            each computes all, unless `jax.shard_map` gives each its own examples. By default, where JAX has one device
-            and it can, "pallas".
+            for NVIDIA's GPUs compute (`additive_kernel.py`): first derivatives alone, not for `jax.export`, and under
+            `jit` for several devices each computes all, unless `jax.shard_map(..., check_vma=False)` gives each its
+            own examples. By default "pallas" where it can and JAX has one device. Products with float32 values are
+            full float32 there; those of "chunked" follow JAX's `default_matmul_precision`.
         chunk: queries at a time, for "chunked"; by default as many as suit the backend.
 
     Returns:
@@ -143,14 +145,14 @@ def _whole(inputs: _Inputs, energy: jax.Array, dropout: float) -> jax.Array:
     from attention_zoo.functional import additive_kernel  # Pallas takes long to import, and CPUs have no use for it
 
     # On a GPU the default precision would round float32 weights and values to ten bits.
-    precision = "highest" if inputs.values.dtype == jnp.float32 else None
+    full = inputs.values.dtype == jnp.float32
     inputs, energy = _widened(inputs, energy)
-    suits = partial(_moderate, largest=additive_kernel.LARGEST)
+    suits = partial(_moderate, largest=additive_kernel.MODERATE)
     moderate = jax.vmap(suits)(inputs.queries, inputs.keys, inputs.mask)
     plan = additive_kernel.Plan(interpret=INTERPRET)
     scores = additive_kernel.additive_scores(plan, inputs.queries, inputs.keys, energy, moderate)
     weights = _dropped(softmax(scores, inputs.mask), dropout, inputs.random)
-    with jax.default_matmul_precision(precision):
+    with jax.default_matmul_precision("highest") if full else nullcontext():
         return read(weights, inputs.values)
 
 

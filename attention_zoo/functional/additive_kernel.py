@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 # Up to here the product of two 1 + e^2(q + k) is a normal float32 number.
-LARGEST = 10.8
+MODERATE = 10.8
 Inverse = Callable[[jax.Array], jax.Array]
 
 
@@ -51,14 +51,14 @@ def additive_scores(
     Args:
         plan: the blocks.
         queries, keys, energy: [B, T, D], [B, S, D] and [D], float32.
-        moderate: [B]; all that matters of the example is below `LARGEST`, and some of it is not tiny.
+        moderate: [B]; all that matters of the example is below `MODERATE`, and some of it is not tiny.
 
     Returns:
         scores [B, T, S].
     """
     (batch, steps, width), source = queries.shape, keys.shape[1]
     block = plan.scores.fit(steps, source)
-    rows, columns = (jnp.swapaxes(_powers(array, moderate), 1, 2) for array in (queries, keys))
+    rows, columns = (jnp.swapaxes(_exponentials(array, moderate), 1, 2) for array in (queries, keys))
     rows, columns = _filled(rows, block.terms, block.rows), _filled(columns, block.terms, block.columns)
     depth, shape = rows.shape[1], (batch, rows.shape[2], columns.shape[2])
     scores = _call(
@@ -84,7 +84,7 @@ def _forward(plan: Plan, *arguments: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
 
 def _backward(plan: Plan, arguments: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[Any, ...]:
     queries, keys, energy, moderate = arguments
-    q, k = (_powers(array, moderate) for array in (queries, keys))
+    q, k = (_exponentials(array, moderate) for array in (queries, keys))
     (by_queries,) = _slopes(plan, moderate, q, k, jnp.swapaxes(gradient, 1, 2))
     by_keys, parts = _slopes(plan, moderate, k, q, gradient, hidden=True)
     # Where moderate, tanh is 1 - 2 r: here the first part, which is zero but for rounding where softmax follows.
@@ -101,7 +101,7 @@ def _slopes(
     """`sum_j w_ji (1 - h_ijd^2)`, [B, I, D], where `h = tanh(x_i + y_j)`; `hidden` adds parts of `sum_ij w_ji h_ijd`.
 
     Args:
-        own, other: what `_powers` makes of x [B, I, D] and y [B, J, D].
+        own, other: what `_exponentials` makes of x [B, I, D] and y [B, J, D].
         weights: [B, J, I].
 
     Returns:
@@ -231,9 +231,9 @@ def _exact_inverse(x: jax.Array) -> jax.Array:
     return 1 / x
 
 
-def _powers(inputs: jax.Array, moderate: jax.Array) -> jax.Array:
+def _exponentials(inputs: jax.Array, moderate: jax.Array) -> jax.Array:
     """`e^2x` of the moderate examples, x of the others. What is clipped here is hidden by the mask."""
-    return jnp.where(moderate[:, None, None], jnp.exp(2 * jnp.clip(inputs, -LARGEST, LARGEST)), inputs)
+    return jnp.where(moderate[:, None, None], jnp.exp(2 * jnp.clip(inputs, -MODERATE, MODERATE)), inputs)
 
 
 def _filled(array: jax.Array, rows: int, columns: int) -> jax.Array:

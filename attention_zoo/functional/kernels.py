@@ -12,10 +12,15 @@ from attention_zoo.functional.tiles import Call, allowed, everywhere, merge_head
 from attention_zoo.notation import Array
 
 
-@cache
 def modern_gpu() -> bool:
-    """Whether the device is NVIDIA's, Ampere or later: what cuDNN's attention and Triton's kernels run on."""
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    """Whether JAX's default device is NVIDIA's, Ampere or later: cuDNN's attention and Triton's kernels run there."""
+    device = jax.config.jax_default_device
+    return _is_modern(jax.devices(device)[0] if device is None or isinstance(device, str) else device)
+
+
+@cache
+def _is_modern(device: Any) -> bool:
+    capability = str(getattr(device, "compute_capability", ""))
     return capability.replace(".", "", 1).isdigit() and float(capability) >= 8
 
 
@@ -35,7 +40,7 @@ def refusal(implementation: str, call: Call) -> str | None:
     if call.settings.soft_cap:
         return f"no soft cap; got {call.settings.soft_cap}"
     sizes = call.queries.shape[3], call.keys.shape[2]
-    if sizes[0] % 2 or sizes[1] % 2:  # asked for with a mask or a bias; jax 0.11 asks for it whatever there is
+    if sizes[0] % 2 or sizes[1] % 2:  # With a gradient jax takes its empty stand-in for a bias, which wants even ones.
         return f"even T and S; got {sizes[0]} and {sizes[1]}"
     return None
 

@@ -168,13 +168,15 @@ def _projected_forward(
     zeros = (*_nothing(features), jnp.zeros(kernel.shape, wide), jnp.zeros(bias.shape, wide))
     sums, d_features = jax.lax.scan(step, zeros, [_slices(array, rows) for array in (features, targets, mask)])
     d_features = jnp.moveaxis(d_features, 0, 1).reshape(len(features), -1, features.shape[-1])
-    shares = d_features[:, : features.shape[1]], sums[2].astype(kernel.dtype), sums[3].astype(bias.dtype)
+    d_kernel, d_bias = (share / later for share in sums[2:])
+    shares = d_features[:, : features.shape[1]], d_kernel.astype(kernel.dtype), d_bias.astype(bias.dtype)
     return (sums[0] / count, sums[1] / count), (*shares, later)
 
 
 def _projected_backward(smoothing: float, rows: int, residuals: Any, gradients: Any) -> tuple[Any, ...]:
     *shares, later = residuals
-    return *(share * (gradients[0] / later).astype(share.dtype) for share in shares), None, None
+    factors = gradients[0] / later, gradients[0], gradients[0]
+    return *(share * factor.astype(share.dtype) for share, factor in zip(shares, factors, strict=True)), None, None
 
 
 _projected.defvjp(_projected_forward, _projected_backward)

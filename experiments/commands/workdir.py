@@ -37,7 +37,9 @@ def _check_same(folder: Path, name: str, new: dict[str, Any]) -> None:
         raise UserError(
             f"{folder} holds a run of {there['experiment']}, not of {name}: name another folder with --workdir."
         )
-    old = there["flags"]
+    # A flag that is younger than the run counts as what it is when it is not given.
+    defaults = {flag: parameter.default for flag, parameter in inspect.signature(function(name)).parameters.items()}
+    old = to_json({flag: defaults[flag] for flag in new if flag in defaults}) | there["flags"]
     differing = [
         f"--{flag} is {_shown(old, flag)} there and {_shown(new, flag)} here"
         for flag in dict.fromkeys([*new, *old])

@@ -25,6 +25,16 @@ def test_wrong_flags_leave_nothing_behind(refused, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_flag_younger_than_the_run_counts_as_its_default(call, refused, run):
+    config = json.loads((run / "config.json").read_text())
+    del config["flags"]["looks"]
+    (run / "config.json").write_text(json.dumps(config))
+    code, _, said = call("train", "shouting", "--workdir", run)
+    assert code == 0 and "is finished" in said
+    said = refused("train", "shouting", "--workdir", run, "--looks", "False")
+    assert "--looks is true there and false here" in said
+
+
 def test_a_work_folder_of_other_flags_names_both_values(refused, run, files):
     before = files(run)
     said = refused("train", "shouting", "--workdir", run, "--steps", "4", "--rate", "0.25", "--looks", "False")

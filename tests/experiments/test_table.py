@@ -21,12 +21,12 @@ SMALL = {"embedding": 5, "encoder_units": 3, "batch_size": 13}
 def test_a_small_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(commands, "costs", partial(commands.costs, rounds=1))
-    for name in ("dot", "scaled dot"):
+    for name in ("dot", "MoChA"):
         monkeypatch.setitem(ROWS, name, {**ROWS[name], **SMALL})
-    words = ["table", "dates", *TINY.split(), "--rows", "dot, scaled dot", "--output", "out"]
+    words = ["table", "dates", *TINY.split(), "--rows", "dot, MoChA", "--output", "out"]
     assert main(words) == 0
     result = json.loads((tmp_path / "out" / "dates.json").read_text())
-    assert [row["mechanism"] for row in result["rows"]] == ["dot", "scaled dot"]
+    assert [row["mechanism"] for row in result["rows"]] == ["dot", "MoChA"]
     for row in result["rows"]:
         assert all(len(row[metric]) == 1 and all(value >= 0 for value in row[metric]) for metric in METRICS)
         assert row["step_ms"] > 0 and row["temporary_bytes"] > 0 and row["parameters"] > 0
@@ -45,7 +45,7 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     assert first["step_ms"] == 1.5 and first["exact_match"] == [0.5] and first["flags"] == result["rows"][0]["flags"]
     assert main(["table", "reverse", "--output", "out", "--costs_only", "True"]) == 2
     assert "There is no out/reverse.json to measure again" in capsys.readouterr().err
-    assert main([*words[:-3], "scaled dot", "--output", "out"]) == 2
+    assert main([*words[:-3], "MoChA", "--output", "out"]) == 2
     assert "dates.json also has dot" in capsys.readouterr().err
 
 

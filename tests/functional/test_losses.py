@@ -144,6 +144,17 @@ def test_a_scaled_float16_gradient_over_many_tokens_does_not_underflow():
     np.testing.assert_allclose(jax.grad(loss)(bias)[1:], scale / vocabulary, rtol=2e-3)
 
 
+def test_the_gradient_of_a_float16_kernel_does_not_overflow_where_its_mean_does_not():
+    features, targets = jnp.full((2, 17_011, 1), 4, jnp.float16), jnp.ones((2, 17_011), jnp.int32)
+    kernel, mask = jnp.zeros((1, 5), jnp.float16), jnp.ones((2, 17_011), bool)
+
+    def loss(kernel):
+        return projected_cross_entropy(features, kernel, None, targets, mask)[0]
+
+    # 4 (1/5 - 1) of the class that all are of, 4 / 5 of the others; their sums lie above 65,504.
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(kernel), [[0.8, -3.2, 0.8, 0.8, 0.8]], rtol=2e-3)
+
+
 def test_the_gradient_of_a_bfloat16_kernel_is_summed_in_float32():
     # Equal rows have equal gradients: summed a row at a time in bfloat16, they would stop growing at 256 of them.
     features, kernel = jnp.ones((1, 523, 3), jnp.bfloat16), jnp.zeros((3, 2), jnp.bfloat16)

@@ -51,7 +51,8 @@ def test_any_score_fits_any_alignment_and_any_past(alignment):
         made = attention(score, alignment, past)
 
         def run(queries, values, made=made):
-            return made.init_with_output(jax.random.key(0), queries, values, method="over")[0]
+            variables = made.init(jax.random.key(0), queries, values, method="over")
+            return made.apply(variables, queries, values, method="over")
 
         context, found, state = jax.eval_shape(run, queries, values)
         assert context.shape == (B, T, Q) and found.weights.shape == (B, T, S)
