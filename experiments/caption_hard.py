@@ -19,12 +19,18 @@ from typing import Any, Literal
 
 from attention_zoo.data import CaptionedImages, placed_digits
 from attention_zoo.models import Captioner
-from attention_zoo.training import Experiment, load_parameters, optimizer
+from attention_zoo.training import Experiment, UserError, load_parameters, optimizer
 from attention_zoo.training.caption_losses import Sampling
 from attention_zoo.training.captioning import captioning
+from experiments.caption_soft import Score, positions
+from experiments.commands.workdir import read_config
+
+Alignment = Literal["softmax", "sparsemax", "entmax15", "top_k"]
 
 
 def experiment(
+    score: Score = "additive",
+    alignment: Alignment = "softmax",
     baseline: Literal["none", "moving_average", "learned", "soft", "self_critical", "leave_one_out"] = "leave_one_out",
     samples: int = 4,
     coin: float = 0.5,
@@ -49,12 +55,15 @@ def experiment(
     """Pictures of digits to their names with hard attention.
 
     Args:
+        score: how relevant a cell is to the decoder's state; "dot" and "scaled_dot" need 64 units.
+        alignment: how scores become the probabilities of cells; one of probability zero is never drawn.
         baseline: what a reward is compared with.
         samples: runs over each picture.
         coin: with what probability the expected context stands in for the samples.
         coin_per: whether it is tossed once a batch, as in the paper's code, or for each picture.
         entropy: lambda, the weight of the entropy bonus.
-        start_from: the work folder of a finished caption_soft of the same sizes, whose parameters are the first.
+        start_from: the work folder of a finished caption_soft of the same sizes, score and alignment, whose parameters
+            are the first.
         source: scikit-learn's digits, or a TFDS data set of grey images such as mnist.
         canvas: side of the pictures, in pixels.
         units: of the LSTM.
@@ -70,10 +79,13 @@ def experiment(
         seed: of the parameters, of the samples and of the pictures.
         saved: a work folder whose vocabulary does instead of the data set, to read pictures only.
     """
+    if start_from is not None and not saved:
+        _check_start(start_from, {"score": score, "alignment": alignment})
     placed: Any = {"canvas": canvas, "source": source, "dev_examples": dev_examples, "test_examples": test_examples}
     data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, **placed)
-    sizes: dict[str, Any] = {"units": units, "dropout": dropout}
-    model = Captioner(data.target.size, attention="hard", baseline=baseline == "learned", **sizes)
+    sizes: dict[str, Any] = {"units": units, "dropout": dropout, "positions": positions(canvas)}
+    mechanism: dict[str, Any] = {"attention": "hard", "score": score, "alignment": alignment}
+    model = Captioner(data.target.size, **mechanism, baseline=baseline == "learned", **sizes)
     return captioning(
         "caption_hard",
         model,
@@ -87,3 +99,17 @@ def experiment(
         noise_every=noise_every,
         seed=seed,
     )
+
+
+def _check_start(folder: Path, here: dict[str, str]) -> None:
+    """Refuses a run with another score or alignment: its parameters may fit, and mean something else."""
+    if not (folder / "config.json").exists():
+        return
+    # Runs older than these flags had no others.
+    there = {"score": "additive", "alignment": "softmax"} | read_config(folder)["flags"]
+    differing = [f"--{flag} is {there[flag]} there and {here[flag]} here" for flag in here if there[flag] != here[flag]]
+    if differing:
+        raise UserError(
+            f"--start_from {folder} holds a run of another attention: {'; '.join(differing)}: "
+            "give the same flags, or start from another folder."
+        )

@@ -13,15 +13,20 @@ pointing_accuracy 0.993, map_distance 0.982, minutes 69.6.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attention_zoo.data import CaptionedImages, placed_digits
 from attention_zoo.models import Captioner
 from attention_zoo.training import Experiment, optimizer
 from attention_zoo.training.captioning import captioning
+from experiments.caption_soft import Score, positions
+
+Alignment = Literal["softmax", "sparsemax", "entmax15", "top_k"]
 
 
 def experiment(
+    score: Score = "additive",
+    alignment: Alignment = "softmax",
     best: int | None = None,
     source: str = "digits",
     canvas: int = 40,
@@ -40,6 +45,8 @@ def experiment(
     """Pictures of digits to their names with exact marginal attention.
 
     Args:
+        score: how relevant a cell is to the decoder's state; "dot" and "scaled_dot" need 64 units.
+        alignment: how scores become the probabilities of cells; one of probability zero writes no word.
         best: cells that are summed over when captions are written; all of them unless told.
         source: scikit-learn's digits, or a TFDS data set of grey images such as mnist.
         canvas: side of the pictures, in pixels.
@@ -57,7 +64,8 @@ def experiment(
     """
     placed: Any = {"canvas": canvas, "source": source, "dev_examples": dev_examples, "test_examples": test_examples}
     data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, **placed)
-    model = Captioner(data.target.size, attention="marginal", units=units, best=best, dropout=dropout)
+    sizes: dict[str, Any] = {"units": units, "best": best, "dropout": dropout, "positions": positions(canvas)}
+    model = Captioner(data.target.size, attention="marginal", score=score, alignment=alignment, **sizes)
     return captioning(
         "caption_marginal",
         model,

@@ -13,6 +13,7 @@ pointing_accuracy 0.984, map_distance 0.831, minutes 2.0; results/caption_soft_2
 pointing_accuracy 0.986, map_distance 0.826, minutes 2.0.
 """
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +70,8 @@ def experiment(
     """
     placed: Any = {"canvas": canvas, "source": source, "dev_examples": dev_examples, "test_examples": test_examples}
     data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, **placed)
-    model = Captioner(data.target.size, units=units, dropout=dropout, score=score, alignment=alignment)
+    sizes: dict[str, Any] = {"units": units, "dropout": dropout, "positions": positions(canvas)}
+    model = Captioner(data.target.size, score=score, alignment=alignment, **sizes)
     return captioning(
         "caption_soft",
         model,
@@ -82,3 +84,8 @@ def experiment(
         checkpoint_every=evaluate_every,
         seed=seed,
     )
+
+
+def positions(canvas: int) -> int:
+    """Cells that the score "location" has weights for: those of the grid, a quarter as wide as the canvas."""
+    return max(Captioner.positions, math.ceil(canvas / 4) ** 2)

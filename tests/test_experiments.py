@@ -13,6 +13,7 @@ import pytest
 from matplotlib.image import imsave
 
 from attention_zoo.data import dates, intents
+from attention_zoo.models.caption_attention import ALIGNED
 from attention_zoo.models.mechanisms import ALIGNMENTS, PASTS, SCORES
 from experiments import classify_intents, mechanisms
 from experiments.__main__ import main
@@ -48,9 +49,9 @@ CAPTION = f"--canvas 32 --units 8 --warmup 0 {SHORT}"
 GLIMPSE = f"--canvas 24 --digit 12 --units 8 --hidden 7 --glimpses 3 --size 4 --scales 2 {SHORT}"
 LOOKERS = {
     "caption_files": f"--folder pictures --side 32 --width 8 --units 8 --channels 1 {SHORT.replace(HELD_OUT, '')}",
-    "caption_hard": f"{CAPTION} --baseline learned --noise_every 2",
-    "caption_marginal": f"{CAPTION} --best 3",
-    "caption_soft": f"{CAPTION} --doubly_stochastic 1.0",
+    "caption_hard": f"{CAPTION} --alignment sparsemax --baseline learned --noise_every 2",
+    "caption_marginal": f"{CAPTION} --best 3 --score location --alignment entmax15",
+    "caption_soft": f"{CAPTION} --doubly_stochastic 1.0 --score general --alignment sparsemax",
     "caption_variational": f"{CAPTION} --samples 2 --noise_every 2",
     "glimpse_cluttered": f"{GLIMPSE} --locations random --piece 5",
     "glimpse_large": GLIMPSE.replace(" --hidden 7", "") + " --noise_every 2",
@@ -63,6 +64,46 @@ def test_mechanisms_offers_every_score_alignment_and_past_of_the_zoo():
     offered = inspect.signature(mechanisms.experiment).parameters
     for name, known in (("score", SCORES), ("alignment", ALIGNMENTS), ("past", PASTS)):
         assert set(get_args(offered[name].annotation)) == set(known)
+
+
+@pytest.mark.parametrize("name", ["caption_soft", "caption_hard", "caption_marginal"])
+def test_captions_offer_every_score_and_the_alignments_that_their_attention_takes(name):
+    """Without "tempered", whose temperature is no flag."""
+    offered = inspect.signature(function(name)).parameters
+    assert get_args(offered["score"].annotation) == tuple(SCORES)
+    allowed = ALIGNED[name.removeprefix("caption_")]
+    assert get_args(offered["alignment"].annotation) == tuple(kind for kind in allowed if kind != "tempered")
+
+
+def test_hard_attention_starts_from_a_run_of_the_same_score_and_alignment(tmp_path, monkeypatch, capsys):
+    """A run older than these flags had the defaults; another alignment has parameters of the same names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "soft").mkdir()
+    line = f"{CAPTION} --start_from soft --workdir run".split()
+    for flags, here, sentence in (
+        (
+            {"alignment": "sparsemax"},
+            "",
+            "another attention: --alignment is sparsemax there and softmax here: give the",
+        ),
+        ({}, "--score dot --alignment top_k", "--score is additive there and dot here; --alignment is softmax there"),
+        ({"score": "dot"}, "--score dot", "soft holds no checkpoints"),
+        ({}, "", "soft holds no checkpoints"),
+    ):
+        config = {"experiment": "caption_soft", "flags": flags, "data": None}
+        (tmp_path / "soft" / "config.json").write_text(json.dumps(config))
+        assert main(["train", "caption_hard", *line, *here.split()]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said and len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["soft"]
+
+
+@pytest.mark.parametrize(("canvas", "cells"), [(40, 196), (61, 256)])
+def test_the_score_location_has_a_weight_for_every_cell(canvas, cells):
+    for name in ("caption_soft", "caption_hard", "caption_marginal"):
+        made = function(name)(score="location", canvas=canvas, dev_examples=2, test_examples=3)
+        shapes = jax.eval_shape(made.init, jax.random.key(0), next(iter(made.data.shapes())))
+        assert shapes["score"]["weight"].shape == (128, cells)
 
 
 def test_every_experiment_is_tried_here():

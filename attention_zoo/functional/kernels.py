@@ -14,7 +14,7 @@ from attention_zoo.notation import Array
 
 def modern_gpu() -> bool:
     """Whether JAX's default device is NVIDIA's, Ampere or later: cuDNN's attention and Triton's kernels run there."""
-    device = jax.config.jax_default_device
+    device = getattr(jax.config, "jax_default_device", None)  # its type does not tell of it
     return _is_modern(jax.devices(device)[0] if device is None or isinstance(device, str) else device)
 
 

@@ -80,6 +80,27 @@ def tempered(
     Raises:
         ValueError: the temperature is not above zero (while it is traced, nothing can be said).
     """
+    return softmax(cooled(scores, mask, temperature=temperature)).astype(jnp.asarray(scores).dtype)
+
+
+@checked
+def cooled(
+    scores: Float[Array, "*b T S"],
+    mask: Bool[Array, "*#b #T S"] | None = None,
+    *,
+    temperature: Float[Array, ""] | float | int,
+) -> Float[Array, "*b T S"]:
+    """The logits of `tempered`, `(e_ts - max_k e_tk) / theta`, in float32 at least; -inf where the mask hides.
+
+    Args:
+        scores, mask, temperature: as in `tempered`.
+
+    Raises:
+        ValueError: as `tempered` does.
+
+    >>> cooled(jnp.array([[3.0, 2.0]]), temperature=0.5)
+    Array([[ 0., -2.]], dtype=float32)
+    """
     if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
         raise ValueError(f"tempered: temperature is above zero; got {temperature}")
     shifted = _shifted(scores, mask)
@@ -87,8 +108,7 @@ def tempered(
     # Shifted first: a low temperature then sends low scores to -inf, but the largest stays 0 and nothing becomes NaN.
     # The gradient divides by theta^2, which has to be a number too.
     theta = jnp.maximum(jnp.asarray(temperature, shifted.dtype), 1e-12)
-    cooled = jnp.where(allowed, shifted, 0) / theta
-    return softmax(cooled, allowed).astype(jnp.asarray(scores).dtype)
+    return jnp.where(allowed, jnp.where(allowed, shifted, 0) / theta, -jnp.inf)
 
 
 def _shifted(scores: Array, mask: Array | None) -> jax.Array:

@@ -11,12 +11,14 @@ from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.attend import read
 from attention_zoo.functional.hard import likeliest_location, sample_location
 from attention_zoo.functional.relaxed import gumbel_softmax, straight_through
+from attention_zoo.functional.sparse import cooled
 from attention_zoo.models.layers import STATELESS
-from attention_zoo.models.mechanisms import ALIGNMENTS, PASTS, SCORES, mechanism
+from attention_zoo.models.mechanisms import ALIGNMENTS, check_mechanism, mechanism
 from attention_zoo.modules.alignment import NOISE, Aligner
 from attention_zoo.modules.attention import Attention
 from attention_zoo.modules.memory import Memory
 from attention_zoo.modules.past import Past
+from attention_zoo.modules.vision import ConvEncoder
 
 # What each attention goes with. Cells stand in reading order, which is enough for a walk; a window needs neighbours.
 # One location is drawn from, or summed over, what is a distribution by the scores alone. The variational bound is
@@ -48,23 +50,28 @@ def make_attention(model: Any) -> Attention:
 
 
 def _check(model: Any) -> None:
-    for field, names in {"score": tuple(SCORES), "past": PASTS}.items():
-        if getattr(model, field) not in names:
-            raise ValueError(f"{field} is one of {', '.join(names)}; got {getattr(model, field)!r}")
+    check_mechanism(model)
     if model.alignment not in ALIGNED[model.attention]:
         allowed = ", ".join(ALIGNED[model.attention])
         raise ValueError(f"attention {model.attention!r} goes with alignment {allowed}; got {model.alignment!r}")
     if model.past != "none" and model.attention != "soft":
         raise ValueError(f"past {model.past!r} goes with attention 'soft'; got {model.attention!r}")
-    if model.fertility and model.past != "coverage":
-        raise ValueError(f"fertility divides the past 'coverage'; got {model.fertility} and past {model.past!r}")
+    given, made = model.annotation_width, _encoded_width(model)
+    if given is not None and made is not None and given != made:
+        raise ValueError(f"annotation_width is that of the encoder, {made}, or None; got {given}")
     if model.score == "cosine" and _annotation_width(model) is None:
         raise ValueError("score 'cosine' asks how wide annotations are: annotation_width, where no ConvEncoder says it")
 
 
 def _annotation_width(model: Any) -> int | None:
     """V as far as the fields tell it."""
-    return model.annotation_width or getattr(model.encoder, "features", (None,))[-1]
+    return model.annotation_width or _encoded_width(model)
+
+
+def _encoded_width(model: Any) -> int | None:
+    """V of a ConvEncoder; another encoder's fields may have the same names and mean something else."""
+    features = model.encoder.features if isinstance(model.encoder, ConvEncoder) else ()
+    return features[-1] if features else None
 
 
 def check_width(model: Any, width: int) -> None:
@@ -73,9 +80,12 @@ def check_width(model: Any, width: int) -> None:
     Raises:
         ValueError: they are wider or narrower than it needs.
     """
-    needed = {"dot": model.units, "scaled_dot": model.units, "cosine": _annotation_width(model)}.get(model.score, width)
-    if width != needed:
-        raise ValueError(f"score {model.score!r} needs annotations of width {needed}; got {width}")
+    if model.score in ("dot", "scaled_dot") and width != model.units:
+        raise ValueError(
+            f"score {model.score!r} needs annotations as wide as the state: units is {model.units}, they are {width}"
+        )
+    if model.score == "cosine" and width != _annotation_width(model):
+        raise ValueError(f"score 'cosine' needs annotations of width {_annotation_width(model)}; got {width}")
 
 
 def look(
@@ -90,8 +100,9 @@ def look(
         context, alignment, state = module.attend(query, memory, state, deterministic)
         return context, alignment, None, state
     scores, mask = module.attend.score(query, memory.keys), memory.mask[:, None]
-    weights = module.attend.alignment(scores, mask)
-    logits = _logits(module, scores, weights)
+    # Aligned in float32 at least: logarithms are of the weights before they are rounded.
+    wide = module.attend.alignment(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), mask)
+    logits, weights = _logits(module, scores, wide), wide.astype(scores.dtype)
     alignment = _choose(module, logits, mask, weights, expected, deterministic)
     return read(alignment.weights, memory.values), alignment, logits, state
 
@@ -101,10 +112,11 @@ def _logits(module: Any, scores: jax.Array, weights: jax.Array) -> jax.Array:
     if module.alignment == "softmax":
         return scores
     possible = weights > 0
-    if module.alignment in ("tempered", "top_k"):
-        # Not the logarithm of weights, whose gradient overflows where they underflow.
-        theta = max(module.temperature, 1e-12) if module.alignment == "tempered" else 1
-        return jnp.where(possible, scores / theta, -jnp.inf)
+    # Not the logarithm of weights, whose gradient overflows where they underflow.
+    if module.alignment == "tempered":
+        return cooled(scores, possible, temperature=module.temperature)
+    if module.alignment == "top_k":
+        return jnp.where(possible, scores, -jnp.inf)
     return jnp.where(possible, jnp.log(jnp.where(possible, weights, 1)), -jnp.inf)
 
 
@@ -132,6 +144,7 @@ def _choose(
 
 def _unless(expected: jax.Array | None, choice: Alignment, weights: jax.Array) -> Alignment:
     """The choice; in rows where the expected context stands in for it, the weights, which choose nothing."""
+    choice = choice._replace(weights=choice.weights.astype(weights.dtype))
     if expected is None:
         return choice
     rows, chosen = expected[:, None], (choice.log_prob, choice.entropy)

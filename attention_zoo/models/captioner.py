@@ -81,15 +81,17 @@ class Captioner(nn.Module):
     attention: what the context is.
         "soft": the expectation.
         "hard": one location, sampled in training and the most probable one at inference.
-        "gumbel_softmax", "straight_through": a relaxed sample in training; at inference as soft, and as hard.
+        "gumbel_softmax", "straight_through": a relaxed sample in training; at inference as soft, and as hard. "soft"
+            with the alignment of that name is the same thing: take that for a past, and this for `Writing.log_weights`.
         "marginal": the location of each word is a latent variable of the output layer, `p(y_t) = sum_s alpha_ts
             p(y_t | s)`, summed exactly; the LSTM reads the expected context (Deng 2018). The logits are `log p`.
         "variational": the same model, trained by an inference network that sees y_t (`variational`).
     score: a name of `mechanisms.SCORES`. alignment: a name of `mechanisms.ALIGNMENTS`, but for the local ones, whose
         windows have no neighbours above and below; a monotonic walk goes in reading order, row by row. What is hard or
-        marginal takes alignments that are functions, and each location has its weight as its probability; what is
-        variational or relaxed takes the softmax. past: "none", "location" (its filters run along the rows, one after
-        the other) or "coverage", of soft attention. See `Seq2Seq` for chunk, kept, filters, filter_width and fertility.
+        marginal takes alignments that are functions, and each location has its weight as its probability: one of weight
+        zero is never drawn. What is variational or relaxed takes the softmax. past: "none", "location" (its filters run
+        along the rows, one after the other) or "coverage", of soft attention. See `Seq2Seq` for chunk, kept, filters,
+        filter_width and fertility.
     embedding, units, attention_units: widths of E, of the LSTM, of scores that have one. located: whether annotations
         know their places, see `modules.vision.located`. baseline: whether there is a learned baseline. temperature: of
         relaxed samples, and of "tempered". best: locations that latent attention sums over at inference; None is all.

@@ -44,6 +44,26 @@ ALIGNMENTS: dict[str, Callable[[Any], Any]] = {
     "straight_through": lambda model: StraightThrough(model.temperature),
 }
 PASTS = ("none", "location", "coverage")
+COUNTS = ("score_units", "attention_units", "chunk", "kept", "filters", "positions", "annotation_width")
+
+
+def check_mechanism(model: Any) -> None:
+    """Refuses a score, a past and their sizes that do not exist or do not fit together.
+
+    Raises:
+        ValueError: the field, what it may be, and what it is.
+    """
+    for field, names in {"score": tuple(SCORES), "past": PASTS}.items():
+        if getattr(model, field) not in names:
+            raise ValueError(f"{field} is one of {', '.join(names)}; got {getattr(model, field)!r}")
+    for field in COUNTS:
+        count = getattr(model, field, None)  # a model has not all of them, and None where it takes another size
+        if count is not None and count < 1:
+            raise ValueError(f"{field} is at least 1; got {count}")
+    if model.past != "none" and model.score == "location":
+        raise ValueError(f"past {model.past!r} enriches keys, and the score 'location' does not look at any")
+    if model.fertility and model.past != "coverage":
+        raise ValueError(f"fertility divides the past 'coverage'; got {model.fertility} and past {model.past!r}")
 
 
 def mechanism(model: Any, width: int) -> Attention:

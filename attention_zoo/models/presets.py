@@ -1,4 +1,4 @@
-"""The papers' models by name: a table of `Seq2Seq` fields."""
+"""The papers' models by name: a table of `Seq2Seq` fields. What is only like a paper's model says so in its name."""
 
 from typing import Any
 
@@ -82,7 +82,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Not as in the paper: its encoder reads frames of 123 numbers, 40 filter banks and the energy with two orders of
     # differences, and ours 123 symbols, one-hot; its decoder is fed the context and has a maxout readout, ours
     # `tanh(W [c; h])` for both; and its decoder starts from a learned state, ours from the encoder's last.
-    "chorowski_2015": {
+    "chorowski_2015_like": {
         "source_vocabulary": 123,
         "target_vocabulary": 63,
         "one_hot": True,
@@ -98,12 +98,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "filter_width": 201,
         "input_feeding": True,
     },
-    "see_2017": SEE,
-    "see_2017_coverage": {**SEE, "past": "coverage"},  # section 2.3, the feature; the loss is the experiment's affair
+    "see_2017_like": SEE,
+    "see_2017_coverage_like": {
+        **SEE,
+        "past": "coverage",
+    },  # section 2.3, the feature without the loss
     "luong_2015": LUONG,
     **{f"luong_2015_{name}": {**LUONG, **fields} for name, fields in LUONG_VARIANTS.items()},
     # JoeyNMT's model for its reverse task (configs/rnn_reverse.yaml): LSTM 64, embeddings 16, 50 integers and four
-    # special tokens. Its decoder starts from zeros (`init_hidden: zero`); ours starts from the dense bridge.
+    # special tokens; the decoder starts from zeros (`init_hidden: zero`).
     "joeynmt_reverse": {
         "source_vocabulary": 54,
         "target_vocabulary": 54,
@@ -113,6 +116,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention": "luong",
         "score": "general",
         "input_feeding": True,
+        "bridge": "zeros",
         "dropout": 0.1,
     },
     # The models of experiments/dates_bahdanau.py and dates_luong.py, with the vocabularies of single dates.

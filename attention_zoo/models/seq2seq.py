@@ -11,7 +11,7 @@ from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.losses import projected_cross_entropy
 from attention_zoo.functional.masks import within
 from attention_zoo.functional.recurrent import State
-from attention_zoo.models.mechanisms import ALIGNMENTS, PASTS, SCORES, mechanism
+from attention_zoo.models.mechanisms import ALIGNMENTS, check_mechanism, mechanism
 from attention_zoo.modules.decoder import DecoderState, RecurrentDecoder
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding, OneHotEmbedding
@@ -21,7 +21,7 @@ from attention_zoo.notation import Array, Float, Int, checked
 
 ATTENDING = ("bahdanau", "luong")
 ATTENTIONS = ("none", "context", *ATTENDING)
-BRIDGES = ("dense", "backward", "copy")
+BRIDGES = ("dense", "backward", "copy", "zeros")
 
 
 class Cache(NamedTuple):
@@ -52,7 +52,8 @@ class Seq2Seq(nn.Module):
     window: D of the local alignments. chunk: positions in a chunk of MoChA. kept: positions that "top_k" keeps.
         temperature: of "tempered", "gumbel_softmax" and "straight_through". input_feeding: Luong's, on or off.
     bridge: the decoder's first state. "dense": `tanh(W h)` of the encoder's last state; "backward": the same of
-        its backward direction alone (Bahdanau A.2.2); "copy": layer by layer, for equal sizes (Luong).
+        its backward direction alone (Bahdanau A.2.2); "copy": layer by layer, for equal sizes (Luong);
+        "zeros": nothing of the encoder, which attention alone reads then.
     cell: "lstm", "gru" or "gru_reset_before", the GRU of Cho 2014 and Bahdanau 2014. encoder_units: of each direction.
     positions: the longest source, for the location score alone.
     one_hot: tokens enter as one-hot vectors instead of learned embeddings. tied: the output layer is the target
@@ -113,7 +114,7 @@ class Seq2Seq(nn.Module):
             dropout=self.dropout,
             dtype=self.dtype,
         )
-        if self.bridge != "copy":
+        if self.bridge in ("dense", "backward"):
             width = self.decoder_units * len(CELLS[self.cell][1]._fields)
             self.bridges = [Dense(width, dtype=self.dtype) for _ in range(self.decoder_layers)]
         if self.tied:
@@ -200,9 +201,11 @@ class Seq2Seq(nn.Module):
     def _first_states(self, finals: tuple[State, ...]) -> tuple[State, ...]:
         if self.bridge == "copy":
             return finals
-        last = finals[-1].hidden
+        last, kind = finals[-1].hidden, type(finals[-1])
+        if self.bridge == "zeros":
+            zeros = jnp.zeros((*last.shape[:-1], self.decoder_units), last.dtype)
+            return (kind(*[zeros] * len(kind._fields)),) * self.decoder_layers
         source = last[..., self.encoder_units :] if self.bridge == "backward" else last
-        kind = type(finals[-1])
         return tuple(kind(*jnp.split(jnp.tanh(bridge(source)), len(kind._fields), -1)) for bridge in self.bridges)
 
     def _features(
@@ -230,13 +233,11 @@ def _annotation_width(model: Seq2Seq) -> int:
 
 def _check(model: Seq2Seq) -> None:
     """Refuses fields that do not fit together, before any shape does."""
-    choices = {"attention": ATTENTIONS, "bridge": BRIDGES, "cell": tuple(CELLS)}
-    choices |= {"score": tuple(SCORES), "alignment": tuple(ALIGNMENTS), "past": PASTS}
+    choices = {"attention": ATTENTIONS, "bridge": BRIDGES, "cell": tuple(CELLS), "alignment": tuple(ALIGNMENTS)}
     for field, names in choices.items():
         if getattr(model, field) not in names:
             raise ValueError(f"{field} is one of {', '.join(names)}; got {getattr(model, field)!r}")
-    if model.past != "none" and model.score == "location":
-        raise ValueError(f"past {model.past!r} enriches keys, and the score 'location' does not look at any")
+    check_mechanism(model)
     if not 0 <= model.dropout < 1:
         raise ValueError(f"dropout lies in [0, 1); got {model.dropout}")
     width = _annotation_width(model)
@@ -246,8 +247,6 @@ def _check(model: Seq2Seq) -> None:
             f"attention {model.attention!r} aligns nothing: alignment is 'softmax' and past 'none', the defaults; "
             f"got {model.alignment!r} and {model.past!r}"
         )
-    if model.fertility and model.past != "coverage":
-        raise ValueError(f"fertility divides the past 'coverage'; got {model.fertility} and past {model.past!r}")
     if not model.temperature > 0:
         raise ValueError(f"temperature is above zero; got {model.temperature}")
     if attends and model.score in ("dot", "scaled_dot") and width != model.decoder_units:
@@ -263,6 +262,8 @@ def _check(model: Seq2Seq) -> None:
             f"bridge 'copy' needs equal sizes; got {model.encoder_layers} encoder layers of {width} and "
             f"{model.decoder_layers} decoder layers of {model.decoder_units}"
         )
+    if model.bridge == "zeros" and model.attention == "none":
+        raise ValueError("bridge 'zeros' and attention 'none': nothing of the source would reach the decoder")
     if model.bridge == "backward" and not model.bidirectional:
         raise ValueError("bridge 'backward' needs a bidirectional encoder")
     if model.tied and model.one_hot:

@@ -12,7 +12,6 @@ from jaxtyping import TypeCheckError
 
 from attention_zoo.functional import dot_product
 from attention_zoo.functional.dot_product import attention_rows, choose, dot_product_attention
-from attention_zoo.functional.kernels import modern_gpu
 
 B, H, G, T, S, D, V = 2, 6, 3, 5, 7, 11, 13
 OURS = ("plain", "chunked")
@@ -290,17 +289,3 @@ def test_the_choice_is_what_runs(monkeypatch):
     assert not calls
     dot_product_attention(*arrays)
     assert calls
-
-
-def test_the_default_device_decides_whether_there_is_a_modern_gpu(monkeypatch):
-    class Device:
-        def __init__(self, capability):
-            self.compute_capability = capability
-
-    cpu = jax.devices()[0]
-    assert not modern_gpu()
-    for capability, modern in (("9.0", True), ("8.0", True), ("7.5", False), ("gfx942", False)):
-        monkeypatch.setattr(jax, "devices", lambda kind=None, capability=capability: [Device(capability)])
-        assert modern_gpu() == modern
-        with jax.default_device(cpu):
-            assert not modern_gpu()

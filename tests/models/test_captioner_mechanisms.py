@@ -1,19 +1,29 @@
 """The captioner with the zoo's other scores, alignments and pasts: by hand, decoded, refused."""
 
 from functools import cache, partial
+from itertools import product
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from attention_zoo.functional import latent
 from attention_zoo.functional.search import beam, greedy
 from attention_zoo.functional.sparse import entmax15, sparsemax, tempered, top_k
+from attention_zoo.models import Seq2Seq
+from attention_zoo.models.caption_attention import look
+from attention_zoo.models.mechanisms import COUNTS
+from attention_zoo.modules.attention import Attention
+from attention_zoo.modules.memory import Memory
 from attention_zoo.modules.vision import ConvEncoder
 from tests.models.captioners import (
     MASK,
     SIZES,
     B,
+    N,
     Q,
     R,
     S,
@@ -37,6 +47,7 @@ FUNCTIONS = {
     "top_k": partial(top_k, k=2),
 }
 FEW = {"temperature": 0.5, "kept": 2, "chunk": 2, "positions": S, "annotation_width": SIZES["units"]}
+ENCODER = ConvEncoder((3, 5), (1, 1))
 GOLDEN = [0.0581752, -0.0767357, 0.4176367]
 
 
@@ -133,6 +144,52 @@ def test_decoding_is_the_same_at_once_by_chunks_and_by_a_beam_of_one(fields):
         close(beamed.alignment.weights[row, 0, :length], looked.weights[row, :length])
 
 
+def test_a_beam_of_three_carries_the_state_of_attention():
+    """Each hypothesis has the alignments of its own tokens, teacher-forced."""
+    model, params = make("soft", "wide", score="dot", alignment="mocha", past="coverage", fertility=2.0)
+
+    @quick
+    def search(params):
+        apply, first = partial(model.apply, {"params": params}), jnp.ones(B, jnp.int32)
+        start = apply(WIDE, MASK, method="start")
+        found = beam(partial(apply, method="step"), start, first, end=2, max_length=T, width=3)
+        fed = jnp.pad(found.tokens[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=1).reshape(B * 3, T)
+        alone = jax.tree.map(lambda leaf: jnp.repeat(leaf, 3, 0), start)
+        return found, apply(alone, fed, method="extend")[2].weights.reshape(B, 3, T, S)
+
+    found, again = search(params)
+    assert len(np.unique(np.asarray(found.tokens[0]), axis=0)) == 3
+    written = np.arange(T) < np.asarray(found.lengths)[..., None]
+    assert np.ptp(np.where(written[..., None], again, 0)[0], axis=0).max() > 1e-3
+    close(found.alignment.weights, np.where(written[..., None], again, 0))
+
+
+def test_rows_of_the_coin_see_the_expectation_of_a_sparse_alignment():
+    model, params = make("hard", alignment="sparsemax")
+    found = quick(partial(write, model))(params, IMAGES, TOKENS, expected=np.array([True, False, False]))
+    expected = by_hand(params, IMAGES, TOKENS, lambda t, scores: np.asarray(sparsemax(scores, MASK)), MASK)
+    close(found.alignment.weights[0], sparsemax(expected.scores[0]), rtol=1e-4, atol=1e-5)
+    assert np.any((expected.weights[0] > 0) & (expected.weights[0] < 1)) and np.any(expected.weights[0] == 0)
+    assert not found.alignment.log_prob[0].any() and np.all(found.alignment.weights[1].max(-1) == 1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(("alignment", "temperature"), [*product(FUNCTIONS, [0.3]), ("tempered", 1e-3)])
+def test_probabilities_of_locations_are_the_weights_in_half_precision(alignment, temperature, dtype):
+    """To float32: what the weights are before they are rounded; a temperature divides no rounded score."""
+    align = partial(tempered, temperature=temperature) if alignment == "tempered" else FUNCTIONS[alignment]
+    scores = jnp.array([[[90, 89.9, 1, 0]], [[3.1, 2.6, 2.2, -1.7]]], dtype)
+    memory = Memory(None, jnp.ones((2, 4, 3), dtype), jnp.ones((2, 4), bool))
+    attend = Attention(lambda query, keys: scores, align)
+    module = SimpleNamespace(attention="hard", alignment=alignment, temperature=temperature, attend=attend)
+    query, coin = jnp.zeros((2, 1, 5), dtype), np.array([True, False])
+    context, chosen, logits, _ = look(module, query, memory, None, coin, True)
+    wide = align(scores.astype(jnp.float32))
+    close(np.exp(latent.log_softmax(logits)), wide, rtol=1e-6, atol=0)
+    np.testing.assert_array_equal(chosen.weights, jnp.stack([wide[0].astype(dtype), jnp.eye(4, dtype=dtype)[:1]]))
+    assert context.dtype == chosen.weights.dtype == dtype
+
+
 def test_default_parameters_are_where_they_were_and_drawn_as_they_were():
     """As the captioner drew them when it had the additive score with the softmax alone."""
     found = jax.eval_shape(captioner().init, jax.random.key(3), IMAGES, TOKENS)["params"]
@@ -152,11 +209,12 @@ def test_default_parameters_are_where_they_were_and_drawn_as_they_were():
         ({"attention": "variational", "alignment": "sparsemax"}, "'variational' goes with alignment softmax; got 'spa"),
         ({"attention": "marginal", "past": "coverage"}, "past 'coverage' goes with attention 'soft'; got 'marginal'"),
         ({"fertility": 2.0}, "fertility divides the past 'coverage'; got 2.0 and past 'none'"),
-        ({"score": "location", "past": "location"}, "LocationSensitive enriches keys, and Location does not look at"),
-        ({"score": "dot"}, "score 'dot' needs annotations of width 11; got 4"),
+        ({"score": "location", "past": "location"}, "past 'location' enriches keys, and the score 'location' does not"),
+        ({"score": "dot"}, "'dot' needs annotations as wide as the state: units is 11, they are 4"),
         ({"score": "cosine", "annotation_width": 5}, "score 'cosine' needs annotations of width 5; got 4"),
         ({"score": "cosine", "annotation_width": None}, "score 'cosine' asks how wide annotations are"),
-        ({"alignment": "top_k", "kept": 0}, "top_k: k is at least 1; got 0"),
+        ({"encoder": ENCODER, "annotation_width": 7}, "annotation_width is that of the encoder, 5, or None; got 7"),
+        *(({name: 0}, f"{name} is at least 1; got 0") for name in COUNTS if name != "score_units"),
     ],
 )
 def test_mechanisms_that_do_not_fit_are_refused(fields, sentence):
@@ -164,7 +222,24 @@ def test_mechanisms_that_do_not_fit_are_refused(fields, sentence):
         jax.eval_shape(captioner(**{**FEW, **fields}).init, jax.random.key(0), IMAGES, TOKENS)
 
 
-def test_the_encoder_tells_the_cosine_score_how_wide_annotations_are():
-    model = captioner(encoder=ConvEncoder((3, 5), (1, 1)), score="cosine")
+def test_a_translator_refuses_the_same_counts():
+    model = Seq2Seq(N, N, score_units=0)
+    with pytest.raises(ValueError, match="score_units is at least 1; got 0"):
+        jax.eval_shape(model.init, jax.random.key(0), TOKENS, np.full(B, T), TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "told"), [(ENCODER, None), (ENCODER, 5), (nn.Conv(5, (3, 3)), 5)], ids=["encoder", "both", "field"]
+)
+def test_the_encoder_or_a_field_tells_the_cosine_score_how_wide_annotations_are(encoder, told):
+    model = captioner(encoder=encoder, score="cosine", annotation_width=told)
     found = jax.eval_shape(model.init, jax.random.key(0), IMAGES, TOKENS)["params"]
     assert found["score"]["query"]["kernel"].shape == (SIZES["units"], 5)
+
+
+def test_only_a_conv_encoders_features_are_the_width_of_annotations():
+    """Those of a single convolution are a number; what another encoder means by them is not known."""
+    model = captioner(encoder=nn.Conv(5, (3, 3)))
+    assert jax.eval_shape(model.init, jax.random.key(0), IMAGES, TOKENS)["params"]["encoder"]["kernel"].shape[-1] == 5
+    with pytest.raises(ValueError, match="score 'cosine' asks how wide annotations are"):
+        jax.eval_shape(model.clone(score="cosine").init, jax.random.key(0), IMAGES, TOKENS)

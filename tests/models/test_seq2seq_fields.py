@@ -40,6 +40,14 @@ def test_bridge_copies_layer_by_layer():
     assert np.abs(first[0].hidden - first[1].hidden).max() > 1e-2
 
 
+def test_a_decoder_may_start_from_zeros():
+    model, params, source, lengths, _ = make(bridge="zeros", decoder_layers=2)
+    first = start(model, params, source, lengths).decoder.layers
+    assert [leaf.shape for leaf in jax.tree.leaves(first)] == [(len(source), 6)] * 4
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(first))
+    assert not [name for name in params["params"] if name.startswith("bridges")]
+
+
 @pytest.mark.parametrize("attention", ["bahdanau", "luong"])
 def test_tied_output_is_the_target_embedding(attention):
     model, params, source, lengths, target = make(attention=attention, tied=True)
