@@ -110,6 +110,6 @@ def _check_start(folder: Path, here: dict[str, str]) -> None:
     differing = [f"--{flag} is {there[flag]} there and {here[flag]} here" for flag in here if there[flag] != here[flag]]
     if differing:
         raise UserError(
-            f"--start_from {folder} holds a run of another attention: {'; '.join(differing)}: "
-            "give the same flags, or start from another folder."
+            f"--start_from {folder} holds a run of another attention: {'; '.join(differing)}. "
+            "Give the same flags, or start from another folder."
         )

@@ -20,8 +20,8 @@ from attention_zoo.notation import Array, Float, Int, checked
 class RecurrentWeights(NamedTuple):
     """What a recurrent layer learns, G = 4D for an LSTM (gates i, f, g, o), 3D for a GRU (gates r, z, n).
 
-    input: [I, G]; recurrent: [D, G]; bias: [G]; recurrent_bias: [G] or None, which a GRU keeps apart because
-    its reset gate scales it.
+    input: [I, G]; recurrent: [D, G]; bias: [G]; recurrent_bias: [G] or None, which a GRU that resets after its
+    recurrent product keeps apart, because its reset gate scales it.
     """
 
     input: jax.Array
@@ -103,8 +103,16 @@ def recurrent_product(
     """What a cell reads of the last hidden state, `U h' + c`, [..., G].
 
     For `gru_reset_before_cell` the last third is `U_n (r h') + c_n`: its kernel is two, both gates' [D, 2D] and U_n
-    [D, D], and the reset gate r also needs the inputs `W x + b`, [..., 3D].
+    [D, D], and the reset gate r also needs the inputs. The bias is taken in the kernel's dtype; where its own is wider,
+    a loop sums its gradient in that.
+
+    Args:
+        inputs: `W x + b`, [..., G].
+        hidden: h', [..., D].
+        kernel: U, [D, G], or the two.
+        bias: c, [G].
     """
+    bias = None if bias is None else bias.astype(jax.tree.leaves(kernel)[0].dtype)
     if not isinstance(kernel, tuple):
         return project(hidden, kernel, bias)
     both, candidate = (None, None) if bias is None else (bias[: 2 * hidden.shape[-1]], bias[2 * hidden.shape[-1] :])
@@ -193,8 +201,10 @@ def recur(
     """
     _check_step(4 if isinstance(state, LSTMState) else 3, projected, recurrent, recurrent_bias, *state)
     alive = None if lengths is None else jnp.moveaxis(within(lengths, projected.shape[0]), -1, 0)[..., None]
-    kernel = (recurrent[:, : 2 * len(recurrent)], recurrent[:, 2 * len(recurrent) :])
-    weights = (kernel if cell is gru_reset_before_cell else recurrent, recurrent_bias)
+    kernel: Any = recurrent
+    if cell is gru_reset_before_cell:
+        kernel = recurrent[:, : 2 * len(recurrent)], recurrent[:, 2 * len(recurrent) :]
+    weights = kernel, recurrent_bias
     final, outputs = scan(partial(_step, cell), weights, state, (projected, alive), reverse=reverse)
     return outputs, final
 
@@ -222,7 +232,7 @@ def _layer(
 ) -> tuple[Array, State]:
     _check_weights(inputs, *weights)
     biases: tuple[Array | None, Array | None] = weights.bias, weights.recurrent_bias
-    if weights.recurrent_bias is None and cell is lstm_cell:
+    if weights.recurrent_bias is None and cell is not gru_cell:
         biases = None, weights.bias  # only their sum counts, and in the loop it costs no pass over memory
     projected = project(jnp.moveaxis(inputs, -2, 0), weights.input, biases[0])
     outputs, final = recur(cell, projected, weights.recurrent, biases[1], state, lengths, reverse=reverse)

@@ -102,7 +102,7 @@ def cooled(
     Array([[ 0., -2.]], dtype=float32)
     """
     if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise ValueError(f"tempered: temperature is above zero; got {temperature}")
+        raise ValueError(f"temperature is above zero; got {temperature}")
     shifted = _shifted(scores, mask)
     allowed = shifted > -jnp.inf
     # Shifted first: a low temperature then sends low scores to -inf, but the largest stays 0 and nothing becomes NaN.

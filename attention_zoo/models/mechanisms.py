@@ -44,7 +44,7 @@ ALIGNMENTS: dict[str, Callable[[Any], Any]] = {
     "straight_through": lambda model: StraightThrough(model.temperature),
 }
 PASTS = ("none", "location", "coverage")
-COUNTS = ("score_units", "attention_units", "chunk", "kept", "filters", "positions", "annotation_width")
+COUNTS = ("score_units", "attention_units", "chunk", "kept", "filters", "filter_width", "positions", "annotation_width")
 
 
 def check_mechanism(model: Any) -> None:

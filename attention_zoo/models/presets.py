@@ -1,4 +1,8 @@
-"""The papers' models by name: a table of `Seq2Seq` fields. What is only like a paper's model says so in its name."""
+"""Models by name, the papers' and our own: a table of `Seq2Seq` fields. What is only like another says so in its name.
+
+A paper's model is its equations and sizes. Biases that it leaves out or does not speak of, first values of parameters
+and the places of dropout are ours.
+"""
 
 from typing import Any
 
@@ -99,15 +103,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "input_feeding": True,
     },
     "see_2017_like": SEE,
-    "see_2017_coverage_like": {
-        **SEE,
-        "past": "coverage",
-    },  # section 2.3, the feature without the loss
+    # Section 2.3, the feature; the loss is the experiment's affair.
+    "see_2017_coverage_like": {**SEE, "past": "coverage"},
     "luong_2015": LUONG,
     **{f"luong_2015_{name}": {**LUONG, **fields} for name, fields in LUONG_VARIANTS.items()},
     # JoeyNMT's model for its reverse task (configs/rnn_reverse.yaml): LSTM 64, embeddings 16, 50 integers and four
     # special tokens; the decoder starts from zeros (`init_hidden: zero`).
-    "joeynmt_reverse": {
+    # Not as there: the attentional layer has no bias and the output layer one, there it is the reverse; dropout falls
+    # on embeddings and attentional vectors, there on what enters the LSTM and on [h; c]; the forget gate starts with
+    # bias 1.
+    "joeynmt_reverse_like": {
         "source_vocabulary": 54,
         "target_vocabulary": 54,
         "embedding": 16,

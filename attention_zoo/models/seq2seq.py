@@ -53,7 +53,7 @@ class Seq2Seq(nn.Module):
         temperature: of "tempered", "gumbel_softmax" and "straight_through". input_feeding: Luong's, on or off.
     bridge: the decoder's first state. "dense": `tanh(W h)` of the encoder's last state; "backward": the same of
         its backward direction alone (Bahdanau A.2.2); "copy": layer by layer, for equal sizes (Luong);
-        "zeros": nothing of the encoder, which attention alone reads then.
+        "zeros": the source reaches the decoder by attention, or the fixed context, alone.
     cell: "lstm", "gru" or "gru_reset_before", the GRU of Cho 2014 and Bahdanau 2014. encoder_units: of each direction.
     positions: the longest source, for the location score alone.
     one_hot: tokens enter as one-hot vectors instead of learned embeddings. tied: the output layer is the target

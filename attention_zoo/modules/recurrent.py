@@ -56,7 +56,7 @@ class RecurrentLayer(nn.Module):
         self.recurrent_bias = self.param("recurrent_bias", bias_init, (gates,))
 
     def project(self, inputs: jax.Array) -> jax.Array:
-        """`W x`, and with a GRU `W x + b`, for any number of steps, [..., G]."""
+        """`W x`, and with "gru" `W x + b`, for any number of steps, [..., G]."""
         return self.input(inputs)
 
     def step(self, projected: jax.Array, state: State) -> State:
@@ -88,8 +88,10 @@ class RecurrentLayer(nn.Module):
         return kind(*[jnp.zeros((*batch, self.units), dtype)] * len(kind._fields))
 
     def _recurrent(self, dtype: Dtype) -> tuple[Any, jax.Array]:
-        kernel, bias = self.recurrent.astype(dtype), self.recurrent_bias.astype(dtype)
-        return (kernel, self.candidate.astype(dtype)) if self.cell == "gru_reset_before" else kernel, bias
+        kernel: Any = self.recurrent.astype(dtype)
+        if self.cell == "gru_reset_before":
+            kernel = kernel, self.candidate.astype(dtype)
+        return kernel, self.recurrent_bias  # in float32, in which loops sum its gradient step by step
 
 
 class RecurrentEncoder(nn.Module):

@@ -238,7 +238,7 @@ def weights(kind: str = "lstm", **shapes: tuple[int, ...]) -> RecurrentWeights:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize(("layer", "kind"), [(lstm, "lstm"), (gru, "gru")])
+@pytest.mark.parametrize(("layer", "kind"), [(lstm, "lstm"), (gru, "gru"), (partial(gru, reset_after=False), "gru")])
 def test_recurrent_layers_give_back_the_dtype(layer, kind, dtype, float64):
     def run(inputs, weights):
         results, pull_back = jax.vjp(partial(layer, lengths=np.array([S, 0])), inputs, weights)

@@ -290,7 +290,7 @@ def test_a_low_temperature_has_a_finite_gradient(temperature):
 
 @pytest.mark.parametrize("temperature", [0, -1.0, NAN, jnp.float32(0)])
 def test_tempered_refuses_a_temperature_that_is_not_above_zero(temperature):
-    with pytest.raises(ValueError, match="tempered: temperature is above zero; got"):
+    with pytest.raises(ValueError, match="temperature is above zero; got"):
         tempered(jnp.zeros((T, S)), temperature=temperature)
 
 

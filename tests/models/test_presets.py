@@ -99,7 +99,7 @@ def luong_2015_local_p_dot():
     return luong_2015(1000 * 1000 + 1000)
 
 
-def joeynmt_reverse():
+def joeynmt_reverse_like():
     words, e, n = 54, 16, 64
     decoder = lstm(e + n, n) + 2 * n * n + 3 * n * n  # W_a, W_c
     return 2 * words * e + 2 * lstm(e, n) + decoder + words * (n + 1)
@@ -136,7 +136,7 @@ LUONGS = (
     luong_2015_local_p_dot,
 )
 COVERAGES = (tu_2016_linguistic, tu_2016_linguistic_fertility, see_2017_like, see_2017_coverage_like)
-OTHERS = (joeynmt_reverse, dates_small, dates_luong_small, translator)
+OTHERS = (joeynmt_reverse_like, dates_small, dates_luong_small, translator)
 COUNTS = {count.__name__: count for count in (bahdanau_2014, *LUONGS, chorowski_2015_like, *COVERAGES, *OTHERS)}
 
 

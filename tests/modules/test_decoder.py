@@ -15,7 +15,7 @@ from attention_zoo.modules import Additive, Attention, Cosine, General, Location
 B, T, S, E, V, A = 2, 3, 5, 7, 11, 13
 D = 6  # even, for the deep output
 MASK = within(np.array([S, 3]), S)
-STATES = {"lstm": LSTMState, "gru": GRUState}
+STATES = {"lstm": LSTMState, "gru": GRUState, "gru_reset_before": GRUState}
 TIMINGS = {
     "previous": {"query": "previous"},
     "current": {"query": "current"},
@@ -64,6 +64,16 @@ def gru(p, x, h):
     return GRUState((1 - z) * jnp.tanh(xs[2] + r * hs[2]) + z * h)
 
 
+def gru_reset_before(p, x, h):
+    x_r, x_z, x_n = jnp.split(x + p["recurrent_bias"][None], 3, axis=1)
+    u_r, u_z = jnp.split(p["recurrent"], 2, axis=1)
+    r, z = jax.nn.sigmoid(x_r + h @ u_r), jax.nn.sigmoid(x_z + h @ u_z)
+    return GRUState((1 - z) * jnp.tanh(x_n + (r * h) @ p["candidate"]) + z * h)
+
+
+CELLS = {"lstm": lstm, "gru": gru, "gru_reset_before": gru_reset_before}
+
+
 def look(p, query, values):
     """Context and weights for one query: additive where the score has an energy, general otherwise."""
     if "energy" in p:
@@ -90,7 +100,7 @@ def plain(timing, cell, p, arrays):
         for number, state in enumerate(states):
             layer = p[f"stack_{number}"]
             x = affine(layer["input"], states[number - 1].hidden) if number else x
-            states[number] = {"lstm": lstm, "gru": gru}[cell](layer, x, *state)
+            states[number] = CELLS[cell](layer, x, *state)
         if timing == "previous":
             pairs = affine(p["combine"], jnp.concatenate([before, y, context], axis=1))
             feature = jnp.maximum(pairs[:, : D // 2], pairs[:, D // 2 :])
@@ -105,7 +115,7 @@ def plain(timing, cell, p, arrays):
 # Every pair of a timing, a cell and a number of layers.
 TRIED = [
     *(("previous", "lstm", 1), ("current", "lstm", 2), ("feeding", "lstm", 2)),
-    *(("previous", "gru", 2), ("current", "gru", 1), ("feeding", "gru", 1)),
+    *(("previous", "gru", 2), ("current", "gru", 1), ("feeding", "gru", 1), ("previous", "gru_reset_before", 2)),
 ]
 
 

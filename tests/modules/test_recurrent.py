@@ -225,6 +225,22 @@ def test_computes_in_bfloat16_with_parameters_in_float32(kind):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(results)} == {"bfloat16"}
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru_reset_before"])
+def test_the_gradient_of_a_bias_is_summed_in_float32(kind):
+    # Equal signs: in bfloat16 a sum over so many steps would stop growing.
+    exact, narrow = (RecurrentLayer(D, kind, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    inputs = np.abs(draw(701, B, I))
+    variables = jax.jit(exact.init)(jax.random.key(0), inputs)
+    found, expected = (
+        jax.jit(jax.grad(lambda variables, layer=layer: layer.apply(variables, inputs)[0].astype(jnp.float32).sum()))(
+            variables
+        )["params"]["recurrent_bias"]
+        for layer in (narrow, exact)
+    )
+    assert found.dtype == jnp.float32
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+
+
 def test_unknown_cell_is_refused():
     with pytest.raises(ValueError, match="cell is one of lstm, gru, gru_reset_before; got 'rnn'"):
         RecurrentEncoder(D, cell="rnn").init(jax.random.key(0), draw(B, S, I), LENGTHS)
