@@ -13,15 +13,14 @@ pointing_accuracy 0.993, map_distance 0.982, minutes 69.6.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from attention_zoo.data import CaptionedImages, placed_digits
 from attention_zoo.models import Captioner
 from attention_zoo.training import Experiment, optimizer
 from attention_zoo.training.captioning import captioning
+from experiments.caption_hard import Alignment
 from experiments.caption_soft import Score, positions
-
-Alignment = Literal["softmax", "sparsemax", "entmax15", "top_k"]
 
 
 def experiment(
