@@ -34,6 +34,7 @@ SIZES = {"small": [(2, 4, 37, 8)], "paper": PAPER, "long": LONG}  # B, H, T, D
 ON_ACCELERATORS = {"long": [(1, 8, 16384, 64)]}
 OWN = ("plain", "causal", "masked")
 CASES = (*OWN, "windowed", "grouped")
+BY_LENGTHS = "by lengths"  # the masked case for kernels that are told the sources' lengths
 GROUPED = 4  # query heads of a key head
 TOLERANCES = {"float32": 1e-4, "bfloat16": 4 * 2.0**-7}
 LAYOUTS = {"BHTD": 1, "BTHD": 2}  # and the axis of the heads
@@ -143,9 +144,10 @@ def case_options(case: str, batch: int, steps: int) -> tuple[dict[str, Any], flo
         return {"causal": True}, everything / 2
     if case == "windowed":
         return {"causal": True, "window": (width - 1, 0)}, steps * width - width * (width - 1) / 2
-    if case == "masked":
+    if case in ("masked", BY_LENGTHS):
         lengths = np.random.default_rng(1).integers(steps // 2, steps + 1, batch)
-        return {"mask": masks.padding(jnp.asarray(lengths), steps)[:, None]}, float(steps * lengths.mean())
+        mask = {"mask": masks.padding(jnp.asarray(lengths), steps)[:, None]}
+        return mask if case == "masked" else {"lengths": jnp.int32(lengths)}, float(steps * lengths.mean())
     return {}, everything
 
 
@@ -164,12 +166,13 @@ def _flax_linen(
 
 
 def jax_nn(
-    *arrays: Any, mask: Any = None, causal: bool = False, window: Any = None, implementation: Any = "xla"
-) -> jax.Array:
+    *arrays: Any, mask: Any = None, lengths: Any = None, causal: bool = False, window: Any = None,
+    implementation: Any = "xla",
+) -> jax.Array:  # fmt: skip
     """jax.nn's, with a mask for every pair where it is cuDNN's, which has no other."""
     if implementation == "cudnn" and mask is not None:
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], arrays[0].shape[1], arrays[1].shape[1]))
-    options = {"mask": mask, "is_causal": causal, "local_window_size": window}
+    options = {"mask": mask, "key_value_seq_lengths": lengths, "is_causal": causal, "local_window_size": window}
     return jax.nn.dot_product_attention(*arrays, implementation=implementation, **options)
 
 
@@ -179,8 +182,11 @@ def tokamax() -> Attention:
         FLAGS(sys.argv[:1])
     attention = import_module("tokamax").dot_product_attention
 
-    def entered(*arrays: Any, mask: Any = None, causal: bool = False, window: Any = None) -> jax.Array:
-        return attention(*arrays, mask=mask, is_causal=causal, local_window_size=window)
+    def entered(
+        *arrays: Any, mask: Any = None, lengths: Any = None, causal: bool = False, window: Any = None
+    ) -> jax.Array:
+        options = {"mask": mask, "key_value_seq_lengths": lengths, "is_causal": causal, "local_window_size": window}
+        return attention(*arrays, **options)
 
     return entered
 

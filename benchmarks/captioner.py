@@ -163,15 +163,16 @@ def _contestant(
     optimizer = optax.adam(1e-3)
     key = jax.random.key(1, impl=KEYS)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, carry)
-    return Contestant(name, train_step(objective, optimizer), (state, batch), compared)
+    train = train_step(objective, optimizer)
+    return Contestant(name, lambda *given: train(*given)[::-1], (state, batch), compared, carried=1)
 
 
-def _loss_and_norm(given: tuple[TrainState, dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    return {name: given[1][name] for name in ("loss", "gradient_norm")}
+def _loss_and_norm(given: tuple[dict[str, jax.Array], TrainState]) -> dict[str, jax.Array]:
+    return {name: given[0][name] for name in ("loss", "gradient_norm")}
 
 
-def _finite_metrics(given: tuple[TrainState, dict[str, jax.Array]]) -> float:
-    return finite(given[1])
+def _finite_metrics(given: tuple[dict[str, jax.Array], TrainState]) -> float:
+    return finite(given[0])
 
 
 def to_plain(params: Any) -> Any:

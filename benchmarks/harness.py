@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from attention_zoo.training.errors import UserError
@@ -26,7 +27,9 @@ class Contestant:
     """One implementation of a benchmark's work: a JAX function, or any other to be called as it is, and its arguments.
 
     `compared(work(*arguments))`, arrays, must equal what the other contestants give; all of it by default. `jitted`:
-    it is compiled first. `wait`: gives a result back once it is there.
+    it is compiled first. `wait`: gives a result back once it is there. `carried`: how many of the arguments, the first
+    ones, a call replaces by what it gives behind its first result, as a training step does its parameters; their memory
+    becomes that of the new ones.
     """
 
     implementation: str
@@ -35,6 +38,7 @@ class Contestant:
     compared: Callable[[Any], Any] = lambda result: result
     jitted: bool = True
     wait: Callable[[Any], Any] = jax.block_until_ready
+    carried: int = 0
 
 
 def compare(
@@ -83,7 +87,7 @@ def compare(
                 low_ms=low,
                 high_ms=high,
                 compile_s=None if cached and one.contestant.jitted else round(one.compile_s, 2),
-                peak_bytes=peak(one.run, one.contestant.arguments),
+                peak_bytes=peak(one.again, ()),
                 **_cost(one.run),
                 roof=roof,
                 roof_fraction=None if roof is None else round(least / float(np.median(times)), 3),
@@ -124,16 +128,29 @@ class Ready:
     contestant: Contestant
     run: Any
     compile_s: float
-    result: Any
+    result: Any = None
     error: float = 0.0
+
+    def __post_init__(self) -> None:
+        count = self.contestant.carried
+        own = jax.tree.map(jnp.copy, self.contestant.arguments[:count])  # Others may have the same arrays.
+        self._arguments = (*own, *self.contestant.arguments[count:])
+
+    def again(self) -> Any:
+        """The result of one more call, which may still be on its way."""
+        result = self.run(*self._arguments)
+        count = self.contestant.carried
+        if count:
+            self._arguments = (*result[1 : 1 + count], *self._arguments[count:])
+        return result
 
     def seconds(self, calls: int = 1) -> float:
         """The time of a call on the wall."""
-        return seconds(self.run, self.contestant.arguments, self.contestant.wait, calls=calls)
+        return seconds(self.again, (), self.contestant.wait, calls=calls)
 
     def call(self) -> Any:
         """Its result, once it is there."""
-        return self.contestant.wait(self.run(*self.contestant.arguments))
+        return self.contestant.wait(self.again())
 
 
 def _able(contestants: Sequence[Contestant], dtype: str) -> list[Ready]:
@@ -144,8 +161,9 @@ def _able(contestants: Sequence[Contestant], dtype: str) -> list[Ready]:
     found: list[Ready] = []
     for one, compiled in zip(contestants, _compiled(contestants, dtype), strict=True):
         try:
-            run, compile_s = compiled()
-            found.append(Ready(one, run, compile_s, one.compared(one.wait(run(*one.arguments)))))
+            ready = Ready(one, *compiled())
+            ready.result = one.compared(ready.call())
+            found.append(ready)
         except Exception as error:
             if not found or (one.jitted and not accelerated()):
                 raise
@@ -199,7 +217,7 @@ def rounds(
 
 
 def _walls(ready: Sequence[Ready], turns: Sequence[np.ndarray]) -> np.ndarray:
-    calls = [enough(one.run, one.contestant.arguments, one.contestant.wait) for one in ready]
+    calls = [enough(one.again, (), one.contestant.wait) for one in ready]
     times = np.zeros((len(turns), len(ready)))
     for place, turn in enumerate(turns):
         for number in turn:
@@ -231,7 +249,8 @@ def _compile(contestant: Contestant, dtype: str) -> tuple[Any, float]:
         return contestant.work, time.perf_counter() - began
     with _TRACING, exact(dtype):
         began = time.perf_counter()
-        lowered = jax.jit(contestant.work).lower(*contestant.arguments)
+        donated = tuple(range(contestant.carried))
+        lowered = jax.jit(contestant.work, donate_argnums=donated).lower(*contestant.arguments)
     return lowered.compile(), time.perf_counter() - began
 
 

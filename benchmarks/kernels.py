@@ -3,9 +3,9 @@
 `dot_product_attention(implementation=...)` beside `jax.nn.dot_product_attention(implementation="cudnn")` and
 `tokamax.dot_product_attention`: forward and with the gradient, in bfloat16 or float32, on [B, T, H, D], as projections
 leave their heads and the raw calls want them. Ours takes [B, H, T, D]: as in a Transformer's block, the axes are
-swapped in front of it and behind, which the compiler may undo. The cases are no mask, a causal mask, padding and two
-key heads for eight query heads. cuDNN takes bfloat16 alone, on NVIDIA's GPUs; with padding it is also called with the
-lengths of the sources, which our door has no word for. tokamax chooses its kernel; on a CPU that is XLA's. Contexts and
+swapped in front of it and behind, which the compiler may undo. The cases are no mask, a causal mask, padding as a mask
+and as the lengths of the sources, and two key heads for eight query heads. cuDNN takes bfloat16 alone, on NVIDIA's
+GPUs. tokamax chooses its kernel; on a CPU that is XLA's. Contexts and
 gradients are compared before anything is timed (`TOLERANCES`, relative to the largest value).
 """
 
@@ -19,13 +19,13 @@ import jax.numpy as jnp
 
 from attention_zoo.functional.dot_product import dot_product_attention
 from benchmarks import attention
-from benchmarks.attention import GROUPED, PRODUCTS, Entrant
+from benchmarks.attention import BY_LENGTHS, GROUPED, PRODUCTS, Entrant
 from benchmarks.harness import compare
 from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
 
 SIZES = {"small": (2, 4, 38, 16), "paper": (8, 8, 512, 64), "long": (2, 8, 4096, 64)}  # B, H, T, D
-CASES = ("plain", "causal", "masked", "grouped")
+CASES = ("plain", "causal", "masked", BY_LENGTHS, "grouped")
 TOLERANCES = attention.TOLERANCES
 
 
@@ -43,9 +43,10 @@ def benchmark(
             options, pairs = attention.case_options(case, batch, steps)
             key_heads = heads // GROUPED if case == "grouped" else heads
             arrays = attention.inputs(batch, heads, key_heads, steps, width, dtype)
-            entrants = {OURS: ours, **{name: one for name, one in raw.items() if case in one.cases}}
             for direction, products in PRODUCTS.items():
-                contestants = [one.contestant(name, direction, arrays, options) for name, one in entrants.items()]
+                contestants = [
+                    one.contestant(name, direction, arrays, options) for name, one in {OURS: ours, **raw}.items()
+                ]
                 needs = {"matmul_gflops": 2 * batch * heads * pairs * width * products}
                 label = f"{kernel}, B{batch} H{heads} T{steps} D{width} {case}"
                 rows += timed(label, direction, contestants, needs=needs)
@@ -67,14 +68,7 @@ def _there(peers: Collection[str] | None, dtype: str) -> dict[str, dict[str, Ent
 def _cudnn() -> dict[str, Entrant]:
     if jax.default_backend() != "gpu":
         raise ImportError("it runs on NVIDIA's GPUs alone")
-    raw = Entrant(partial(attention.jax_nn, implementation="cudnn"))
-    return {"jax.nn cudnn": raw, "jax.nn cudnn, lengths": Entrant(by_lengths, cases=("masked",))}
-
-
-def by_lengths(*arrays: Any, mask: jax.Array, implementation: Any = "cudnn") -> jax.Array:
-    """jax.nn's, told how many keys are real in place of a mask [B, 1, 1, S]."""
-    lengths = jnp.sum(mask[:, 0, 0], -1, dtype=jnp.int32)
-    return jax.nn.dot_product_attention(*arrays, key_value_seq_lengths=lengths, implementation=implementation)
+    return {"jax.nn cudnn": Entrant(partial(attention.jax_nn, implementation="cudnn"))}
 
 
 PEERS: Peers = {"cudnn": _cudnn, "tokamax": lambda: {"tokamax": Entrant(attention.tokamax())}}

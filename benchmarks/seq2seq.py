@@ -7,9 +7,8 @@ GPU), `nn.LSTMCell` in a loop; "torch.compile", on accelerators, compiles all th
 same weights and must give the same loss and the same norm of the gradient.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
-from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,10 +20,11 @@ from flax import linen as nn
 
 from attention_zoo.functional.masks import within
 from attention_zoo.models import Seq2Seq, seq2seq
-from benchmarks.harness import Contestant, compare
+from benchmarks.harness import compare
 from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
 from benchmarks.seq2seq_pytorch import torch_peer
+from benchmarks.training import LEARNING_RATE, training_step
 
 SIZES = {
     "small": {
@@ -47,7 +47,6 @@ PEERS: Peers = {
     "PyTorch": lambda: torch_peer(compiled=False),
     "torch.compile": lambda: torch_peer(compiled=True),
 }
-LEARNING_RATE = 1e-3
 FIELDS = ("source_vocabulary", "target_vocabulary", "embedding", "encoder_units", "decoder_units")
 
 
@@ -113,12 +112,11 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
     model = seq2seq("translator", **setting["fields"])
     batch = _batch(model, setting["batch"], setting["steps"])
     params = jax.jit(model.init)(jax.random.key(0), *batch[:3])["params"]
-    optimizer = optax.adam(LEARNING_RATE)
-    contestants = [_contestant(OURS, partial(_our_loss, model), params, optimizer, batch)]
+    contestants = [training_step(OURS, partial(_our_loss, model), params, batch)]
     brought = bring(PEERS, peers)
     for name, in_scan in brought.get("flax.linen", {}).items():
         plain = PlainTranslator({field: getattr(model, field) for field in FIELDS}, in_scan)
-        contestants.append(_contestant(name, partial(_plain_loss, plain), to_plain(params, in_scan), optimizer, batch))
+        contestants.append(training_step(name, partial(_plain_loss, plain), to_plain(params, in_scan), batch))
     for name in ("PyTorch", "torch.compile"):
         if name in brought:
             contestants.append(brought[name](name, params, batch, LEARNING_RATE))
@@ -144,20 +142,6 @@ def _batch(model: Seq2Seq, size: int, steps: int) -> tuple[jax.Array, ...]:
     source_lengths, target_lengths = generator.integers(steps // 2, steps + 1, (2, size))
     inputs = np.concatenate([np.ones((size, 1), int), target[:, :-1]], 1)
     return tuple(map(jnp.int32, (source, source_lengths, inputs, target, target_lengths)))
-
-
-def _contestant(
-    name: str, loss: Callable[..., jax.Array], params: Any, optimizer: optax.GradientTransformation, batch: Any
-) -> Contestant:
-    """A training step: the loss, its gradient and an update; compared by the loss and the gradient's norm."""
-
-    def step(params: Any, state: Any, *batch: jax.Array) -> Any:
-        value, gradient = jax.value_and_grad(loss)(params, *batch)
-        updates, state = optimizer.update(gradient, state)
-        compared = {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
-        return compared, optax.apply_updates(params, updates), state
-
-    return Contestant(name, step, (params, optimizer.init(params), *batch), itemgetter(0))
 
 
 def _our_loss(

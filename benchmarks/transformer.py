@@ -28,7 +28,8 @@ from benchmarks.machine import roofs
 from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
 from benchmarks.rows import show as show_rows
-from benchmarks.transformer_peers import Loss, Work, flax_wmt, training_step
+from benchmarks.training import Loss, training_step
+from benchmarks.transformer_peers import Work, flax_wmt
 from benchmarks.transformer_pytorch import torch_peer
 
 _NAMES = ("batch", "source", "target", "vocabulary", "width", "layers", "heads", "hidden", "classes", "epsilon")

@@ -1,8 +1,6 @@
-"""A Transformer's training step in JAX, and the models of Flax's wmt example with attention_zoo's weights."""
+"""The models of Flax's wmt example with attention_zoo's weights."""
 
-from collections.abc import Callable
 from functools import partial
-from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -13,8 +11,7 @@ import optax
 from flax import linen as nn
 
 from benchmarks.harness import Contestant
-
-Loss = Callable[..., Any]
+from benchmarks.training import training_step
 
 
 class Work(NamedTuple):
@@ -29,19 +26,6 @@ class Work(NamedTuple):
     params: Any
     batch: tuple[jax.Array, ...]
     translates: bool
-
-
-def training_step(name: str, loss: Loss, params: Any, batch: tuple[jax.Array, ...]) -> Contestant:
-    """The loss, its gradient and Adam's update, in JAX; compared by the loss and the gradient's norm."""
-    optimizer = optax.adam(1e-3)
-
-    def step(params: Any, state: Any, *batch: jax.Array) -> Any:
-        value, gradient = jax.value_and_grad(loss)(params, *batch)
-        updates, state = optimizer.update(gradient, state)
-        compared = {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
-        return compared, optax.apply_updates(params, updates), state
-
-    return Contestant(name, step, (params, optimizer.init(params), *batch), itemgetter(0))
 
 
 def positions(steps: int, width: int) -> np.ndarray:

@@ -11,7 +11,8 @@ import numpy as np
 
 from benchmarks import pytorch
 from benchmarks.harness import Contestant
-from benchmarks.transformer_peers import Loss, Work, parts, positions
+from benchmarks.training import Loss
+from benchmarks.transformer_peers import Work, parts, positions
 
 
 def torch_peer(compiled: bool) -> Callable[[str, Work], Contestant]:

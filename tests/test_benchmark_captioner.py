@@ -21,7 +21,7 @@ def test_the_plain_captioner_agrees_and_kinds_are_measured(monkeypatch):
 def test_the_other_kinds_take_a_step(kind):
     setting = captioner.SIZES["small"]
     step = captioner._kind(kind, kind, setting, captioner._batch(setting), captioner._finite_metrics)
-    state, metrics = jax.eval_shape(step.work, *step.arguments)
+    metrics, state = jax.eval_shape(step.work, *step.arguments)
     given = jax.tree.map(jnp.shape, step.arguments[0].params)
     assert jax.tree.map(lambda leaf: leaf.shape, state.params) == given
     assert metrics["loss"].shape == metrics["gradient_norm"].shape == ()
@@ -41,5 +41,5 @@ def test_a_peer_with_another_gate_is_refused(monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_is_no_result():
-    assert captioner._finite_metrics((None, {"loss": jnp.ones(()), "norm": jnp.zeros(())})) == 0
-    assert np.isnan(captioner._finite_metrics((None, {"loss": jnp.ones(()), "norm": jnp.array(jnp.inf)})))
+    assert captioner._finite_metrics(({"loss": jnp.ones(()), "norm": jnp.zeros(())}, None)) == 0
+    assert np.isnan(captioner._finite_metrics(({"loss": jnp.ones(()), "norm": jnp.array(jnp.inf)}, None)))

@@ -1,7 +1,6 @@
 """The kernels benchmark on its smallest size, with stand-ins for the kernels that a CPU has not."""
 
 import sys
-from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -32,7 +31,7 @@ def told(monkeypatch):
 
 
 def test_ours_is_compared_with_the_raw_call_case_by_case(told, monkeypatch, capsys):
-    assert kernels.CASES == ("plain", "causal", "masked", "grouped")
+    assert kernels.CASES == ("plain", "causal", "masked", "by lengths", "grouped")
     monkeypatch.setattr(kernels, "CASES", ("causal", "grouped"))
     rows = kernels.benchmark("small", repetitions=1, dtype="bfloat16")
     assert capsys.readouterr().err == "cudnn is missing, and left out: it runs on NVIDIA's GPUs alone\n"
@@ -55,24 +54,21 @@ def test_ours_is_compared_with_the_raw_call_case_by_case(told, monkeypatch, caps
 
 
 def test_cudnn_takes_no_float32_and_has_lengths_for_a_mask(monkeypatch, capsys):
-    raw = {
-        "raw": Entrant(attention.jax_nn),
-        "lengths": Entrant(partial(kernels.by_lengths, implementation="xla"), cases=("masked",)),
-    }
-    monkeypatch.setattr(kernels, "PEERS", {"cudnn": lambda: raw})
+    monkeypatch.setattr(kernels, "PEERS", {"cudnn": lambda: {"raw": Entrant(attention.jax_nn)}})
     assert kernels.benchmark("small", 1, dtype="float32") == []
     assert capsys.readouterr().err == "cudnn takes no float32: left out\n"
     asked = []
 
     def door(*arrays, implementation, **options):
-        asked.append(implementation)
+        asked.append((implementation, *options))
         return dot_product_attention(*arrays, **options)
 
     monkeypatch.setattr(kernels, "dot_product_attention", door)
-    monkeypatch.setattr(kernels, "CASES", ("masked",))
+    monkeypatch.setattr(kernels, "CASES", ("masked", "by lengths"))
     rows = kernels.benchmark("small", 1, dtype="bfloat16")
-    assert [row.implementation for row in rows] == ["attention_zoo", "raw", "lengths"] * 2
-    assert {row.case for row in rows} == {"cudnn, B2 H4 T38 D16 masked"} and set(asked) == {"cudnn"}
+    assert [row.implementation for row in rows] == ["attention_zoo", "raw"] * 4
+    assert [row.case for row in rows[::4]] == [f"cudnn, B2 H4 T38 D16 {case}" for case in ("masked", "by lengths")]
+    assert set(asked) == {("cudnn", "mask"), ("cudnn", "lengths")}
 
 
 def test_cudnn_is_given_a_mask_of_every_pair(monkeypatch):

@@ -1,12 +1,14 @@
 """What the harness measures of a call, on known cases: memory, roofs, and a contestant that JAX does not compile."""
 
+from operator import itemgetter
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import machine
+from benchmarks import harness, machine
 from benchmarks.harness import Contestant, compare
 
 
@@ -66,3 +68,16 @@ def test_a_fraction_of_a_roof_is_the_least_time_over_the_median(monkeypatch):
     (row,) = compare("tanh", "", "forward", [Contestant("attention_zoo", jnp.tanh, (jnp.ones(3),))], tolerance=1.0,
                      repetitions=3, needs={"tanh_g_per_s": 2e8})  # fmt: skip
     assert (row.roof, row.roof_fraction, row.median_ms) == ("tanh_g_per_s", 0.4, 500.0)
+
+
+def test_what_a_step_gives_is_what_the_next_one_takes(monkeypatch):
+    weights = {"w": jnp.arange(3.0)}
+
+    def step(weights, x):
+        return weights["w"].sum() + x, jax.tree.map(lambda w: w + 1, weights)
+
+    made = [harness.Contestant(name, step, (weights, jnp.ones(())), itemgetter(0), carried=1) for name in "ab"]
+    first, second = harness._able(made, "float32")
+    assert (first.result, second.result) == (4, 4)  # each has weights of its own, whatever the other donated
+    assert [float(first.call()[0]) for _ in range(3)] == [7, 10, 13]
+    assert weights["w"].tolist() == [0, 1, 2] and "input_output_alias" in first.run.as_text()

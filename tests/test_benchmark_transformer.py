@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attention_zoo.training.errors import UserError
-from benchmarks import harness, transformer, transformer_peers, transformer_pytorch
+from benchmarks import harness, training, transformer, transformer_peers, transformer_pytorch
 from benchmarks.rows import Row
 
 
@@ -58,7 +58,7 @@ def test_vaswanis_base_model_is_left_to_accelerators(capsys):
 def test_in_bfloat16_every_product_with_weights_takes_bfloat16(prepare, peer, quick):
     """Forward and backward; on a GPU the kernels of attention take what they are given, bfloat16 too."""
     loss, work = prepare(_small("bfloat16"))
-    ours = transformer_peers.training_step("ours", loss, work.params, work.batch)
+    ours = training.training_step("ours", loss, work.params, work.batch)
     contestant = ours if peer is None else peer("flax wmt", work)
     traced = jax.make_jaxpr(contestant.work)(*contestant.arguments)
     products = [[part.aval for part in equation.invars] for equation in _products(traced.jaxpr)]

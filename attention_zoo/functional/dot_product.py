@@ -11,7 +11,18 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from attention_zoo.functional import chunked
 from attention_zoo.functional.alignment import softmax
 from attention_zoo.functional.kernels import kernel, modern_gpu, refusal
-from attention_zoo.functional.tiles import Call, Laid, Loose, Places, Settings, allowed, everywhere, merge_heads, score
+from attention_zoo.functional.tiles import (
+    Call,
+    Laid,
+    Loose,
+    Places,
+    Settings,
+    allowed,
+    everywhere,
+    merge_heads,
+    padded,
+    score,
+)
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
 IMPLEMENTATIONS = ("plain", "chunked", "cudnn", "tokamax")
@@ -27,6 +38,7 @@ def dot_product_attention(
     values: Float[Array, "*b G S V"],
     mask: Bool[Array, "..."] | None = None,
     *,
+    lengths: Int[Array, "*b"] | None = None,
     causal: bool = False,
     window: tuple[int, int] | None = None,
     offset: int | Int[Array, ""] = 0,
@@ -46,6 +58,8 @@ def dot_product_attention(
     Args:
         queries, keys, values: [..., H, T, D], [..., G, S, D], [..., G, S, V]; H is a multiple of G.
         mask: True = may attend; broadcasts against [..., H, T, S].
+        lengths: how many of the keys are real, [...]; the others are hidden from all queries. An outside kernel skips
+            them, and reads no mask for them.
         causal, window: as `masks.causal` and `masks.window` (left, right); query t stands at position t + offset.
         segments: numbers of the packed sequences, of queries [..., T] and of keys [..., S]; 0 marks padding.
         bias: added to the scores; an array that broadcasts against [..., H, T, S], or a function of query positions
@@ -64,7 +78,9 @@ def dot_product_attention(
     Raises:
         ValueError: an argument does not fit the others, or the implementation cannot honour it.
     """
-    call = _call(queries, keys, values, mask, causal, window, offset, segments, bias, soft_cap, scale, dropout, key)
+    call = _call(
+        queries, keys, values, mask, lengths, causal, window, offset, segments, bias, soft_cap, scale, dropout, key
+    )
     if chunk is not None and (chunk < 1 or implementation not in (None, "chunked")):
         raise ValueError(f"{_NAME}: chunk is at least 1, and for implementation 'chunked'; got {chunk}")
     if implementation is None:
@@ -76,10 +92,12 @@ def dot_product_attention(
     refused = refusal(implementation, call)
     if refused:
         raise ValueError(f"{_NAME}: implementation {implementation!r} wants {refused}")
-    if implementation == "chunked" and queries.shape[-2] * keys.shape[-2]:
-        context = chunked.attention(call, chunk or chunked.CHUNK)
+    if implementation in ("cudnn", "tokamax"):
+        context = kernel(implementation, call)
+    elif implementation == "chunked" and queries.shape[-2] * keys.shape[-2]:
+        context = chunked.attention(padded(call), chunk or chunked.CHUNK)
     else:
-        context = kernel(implementation, call) if implementation in ("cudnn", "tokamax") else _plain(call)
+        context = _plain(padded(call))
     return context.reshape(*queries.shape[:-1], values.shape[-1])
 
 
@@ -108,6 +126,7 @@ def attention_rows(
     *,
     heads: Int[Array, " h"],
     rows: Int[Array, " r"],
+    lengths: Int[Array, "*b"] | None = None,
     causal: bool = False,
     window: tuple[int, int] | None = None,
     offset: int | Int[Array, ""] = 0,
@@ -130,7 +149,9 @@ def attention_rows(
     """
     _check_numbers("heads", heads, queries.shape[-3])
     _check_numbers("rows", rows, queries.shape[-2])
-    call = _call(queries, keys, keys, mask, causal, window, offset, segments, bias, soft_cap, scale, 0.0, None)
+    call = padded(
+        _call(queries, keys, keys, mask, lengths, causal, window, offset, segments, bias, soft_cap, scale, 0.0, None)
+    )
     standing, columns = everywhere(call)
 
     def chosen(array: Array) -> Array:
@@ -154,8 +175,8 @@ def attention_rows(
 
 
 def _call(
-    queries: Array, keys: Array, values: Array, mask: Any, causal: bool, window: Any, offset: Any, segments: Any,
-    bias: Any, soft_cap: float | None, scale: float | None, dropout: float, key: Any,
+    queries: Array, keys: Array, values: Array, mask: Any, lengths: Any, causal: bool, window: Any, offset: Any,
+    segments: Any, bias: Any, soft_cap: float | None, scale: float | None, dropout: float, key: Any,
 ) -> Call:  # fmt: skip
     queries, keys, values = jnp.asarray(queries), jnp.asarray(keys), jnp.asarray(values)
     *lead, heads, size, width = queries.shape
@@ -183,7 +204,7 @@ def _call(
         laid = laid._replace(bias=_lay("bias", bias, full, split))
     queries = queries.reshape(-1, *split, size, width)
     keys, values = (array.reshape(-1, *array.shape[-3:]) for array in (keys, values))
-    return Call(settings, queries, keys, values, laid, loose)
+    return Call(settings, queries, keys, values, laid, loose, None if lengths is None else lengths.reshape(-1))
 
 
 def _check(queries: Array, keys: Array, values: Array, window: Any, soft_cap: Any, dropout: float, key: Any) -> None:

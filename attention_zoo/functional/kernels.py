@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.tiles import Call, allowed, everywhere, merge_heads
+from attention_zoo.functional.tiles import Call, allowed, everywhere, merge_heads, padded
 from attention_zoo.notation import Array
 
 
@@ -55,10 +55,15 @@ def _native(call: Call) -> bool:
 def kernel(implementation: str, call: Call) -> Array:
     """The call in an outside function's terms: [B, T, H, D], and what its own arguments do not say as one mask."""
     native, places = _native(call), everywhere(call)
+    rest = call.settings._replace(left=None, right=None) if native else call.settings
     sizes = (call.queries.shape[3], call.keys.shape[2])
     whole = lambda array: jnp.broadcast_to(array, (*array.shape[:2], *sizes))  # noqa: E731
     arguments: dict[str, Any] = {"scale": call.settings.scale}
-    shown = allowed(call.settings._replace(left=None, right=None) if native else call.settings, places, call.laid)
+    shown = allowed(rest, places, call.laid)
+    if call.lengths is not None and (shown is not None or call.settings.left is not None):
+        shown = allowed(rest, places, padded(call).laid)
+    elif call.lengths is not None:  # Without any mask: a kernel reads that much more quickly. Of no keys it makes NaN.
+        arguments["key_value_seq_lengths"] = jnp.maximum(call.lengths, 1).astype(jnp.int32)
     if shown is not None:
         mask = merge_heads(shown)
         arguments["mask"] = mask if implementation == "tokamax" and mask.shape[2] == 1 else whole(mask)
@@ -75,7 +80,7 @@ def kernel(implementation: str, call: Call) -> Array:
     run = _tokamax() if implementation == "tokamax" else partial(jax.nn.dot_product_attention, implementation="cudnn")
     queries, keys, values = (jnp.swapaxes(array, 1, 2) for array in (merge_heads(call.queries), call.keys, call.values))
     context = jnp.swapaxes(run(queries, keys, values, **arguments), 1, 2)
-    full = None if shown is None else allowed(call.settings, places, call.laid)
+    full = None if shown is None and call.lengths is None else allowed(call.settings, places, padded(call).laid)
     # Both give a row with nothing to attend to the mean of all values.
     return context if full is None else jnp.where(jnp.any(merge_heads(full), axis=-1, keepdims=True), context, 0)
 

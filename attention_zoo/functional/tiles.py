@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from attention_zoo.functional.masks import within
 from attention_zoo.notation import Array
 
 Places = tuple[Array, Array]
@@ -52,7 +53,7 @@ class Loose(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The arguments in the five axes of this file, checked."""
+    """The arguments in the five axes of this file, checked. `lengths` [B] of the keys: see `padded`."""
 
     settings: Settings
     queries: Array
@@ -60,6 +61,7 @@ class Call(NamedTuple):
     values: Array
     laid: Laid
     loose: Loose
+    lengths: Array | None = None
 
 
 class Tile(NamedTuple):
@@ -69,6 +71,15 @@ class Tile(NamedTuple):
     column: Any
     rows: int
     columns: int
+
+
+def padded(call: Call) -> Call:
+    """The same call, with the keys' lengths as a part of its mask."""
+    if call.lengths is None:
+        return call
+    real = within(call.lengths, call.keys.shape[2])[:, None, None, None]
+    mask = real if call.laid.mask is None else call.laid.mask & real
+    return call._replace(laid=call.laid._replace(mask=mask), lengths=None)
 
 
 def score(call: Call, places: Places, shown: Array | None, products: Array, bias: Any) -> jax.Array:

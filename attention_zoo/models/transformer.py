@@ -8,25 +8,24 @@ from flax import linen as nn
 
 from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.losses import projected_cross_entropy
-from attention_zoo.functional.masks import within
 from attention_zoo.models.layers import Layers
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding
 from attention_zoo.modules.multihead import Asked, Sight
-from attention_zoo.notation import Array, Bool, Float, Int, checked
+from attention_zoo.notation import Array, Float, Int, checked
 
 
 class TransformerCache(NamedTuple):
     """What decoding carries; all leaves lead with the batch axis.
 
     written: keys and values of the target so far, layer by layer. length: how many are written, [B]. memory: what
-    each layer remembers of the source. mask: its real positions [B, S].
+    each layer remembers of the source. source_lengths: how much of it is real, [B].
     """
 
     written: Any
     length: jax.Array
     memory: Any
-    mask: jax.Array
+    source_lengths: jax.Array
 
 
 class Packed(NamedTuple):
@@ -115,7 +114,7 @@ class Transformer(Layers, kw_only=True):
         segments = None if packed is None else (packed.source_segments, packed.source_segments)
         embedding = self.target_embedding if self.shared else self.source_embedding
         vectors = self._embed(embedding, source, own, self.source_positions, deterministic)
-        sight = Sight(_padding(source_lengths, source), segments, own, _bias(self.source_relative))
+        sight = Sight(None, segments, own, _bias(self.source_relative), source_lengths)
         annotations, _, seen = self.encoder(vectors, sight, asked=asked, deterministic=deterministic)
         return annotations, seen
 
@@ -130,7 +129,7 @@ class Transformer(Layers, kw_only=True):
             self.empty_cache(self.decoder, batch, self.longest),
             jnp.zeros(batch, jnp.int32),
             self.decoder.remember(annotations),
-            within(source_lengths, source.shape[1]),
+            source_lengths,
         )
 
     @checked
@@ -155,7 +154,7 @@ class Transformer(Layers, kw_only=True):
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None]
         vectors = self._embed(self.target_embedding, tokens, positions, self.target_positions, deterministic)
         sight = Sight(positions=positions, relative=_bias(self.target_relative))
-        options: Any = {"cross_sight": Sight(cache.mask[:, None, None]), "deterministic": deterministic}
+        options: Any = {"cross_sight": Sight(lengths=cache.source_lengths), "deterministic": deterministic}
         features, written, seen = self.decoder(vectors, sight, cache.written, cache.memory, asked=Asked(), **options)
         taken = tokens.shape[1] if lengths is None else lengths
         cache = cache._replace(written=written, length=cache.length + taken)
@@ -200,7 +199,7 @@ class Transformer(Layers, kw_only=True):
     def decode(
         self,
         annotations: Float[Array, "B S D"],
-        mask: Bool[Array, "B S"],
+        source_lengths: Int[Array, "B"],
         target_inputs: Int[Array, "B T"],
         deterministic: bool = True,
         packed: Packed | None = None,
@@ -211,7 +210,7 @@ class Transformer(Layers, kw_only=True):
         vectors = self._embed(self.target_embedding, target_inputs, own, self.target_positions, deterministic)
         segments = None if packed is None else (packed.target_segments, packed.target_segments)
         across = None if packed is None else (packed.target_segments, packed.source_segments)
-        sights = Sight(None, segments, own, _bias(self.target_relative)), Sight(mask[:, None, None], across)
+        sights = Sight(None, segments, own, _bias(self.target_relative)), Sight(None, across, lengths=source_lengths)
         features, _, seen = self.decoder(
             vectors, sights[0], None, self.decoder.remember(annotations), sights[1], asked, deterministic
         )
@@ -221,9 +220,8 @@ class Transformer(Layers, kw_only=True):
         self, source: Any, source_lengths: Any, target_inputs: Any, deterministic: bool, packed: Packed | None
     ) -> tuple[jax.Array, Alignment]:
         annotations, _ = self.encode(source, source_lengths, deterministic, packed)
-        mask = within(source_lengths, source.shape[1])
         # Under jit the weights cost nothing where nobody reads them.
-        features, seen = self.decode(annotations, mask, target_inputs, deterministic, packed, Asked())
+        features, seen = self.decode(annotations, source_lengths, target_inputs, deterministic, packed, Asked())
         return features, self._alignment(seen)
 
     def _embed(self, embedding: Any, tokens: Any, positions: Any, learned: Any, deterministic: bool) -> jax.Array:
@@ -240,10 +238,6 @@ class Transformer(Layers, kw_only=True):
             return self.target_embedding.matrix().T, self.bias.astype(dtype) if self.output_bias else None
         output = self.output.variables["params"]
         return output["kernel"].astype(dtype), output["bias"].astype(dtype) if self.output_bias else None
-
-
-def _padding(lengths: jax.Array, tokens: jax.Array) -> jax.Array:
-    return within(lengths, tokens.shape[1])[:, None, None]
 
 
 def _bias(module: Any) -> Any:

@@ -156,7 +156,7 @@ def look(
     """Every layer's weights in a Transformer: "encoder", "decoder" and "source", lists of [B, H, rows, columns]."""
     apply = partial(model.apply, {"params": params}, asked=Asked())
     annotations, read = cast("Any", apply(source, source_lengths, method="encode"))
-    _, wrote = apply(annotations, within(source_lengths, source.shape[1]), inputs, method="decode")
+    _, wrote = apply(annotations, source_lengths, inputs, method="decode")
     own, across = ([getattr(layer, part) for layer in wrote] for part in ("own", "cross"))
     return {"encoder": [layer.own for layer in read], "decoder": own, "source": across}
 

@@ -29,6 +29,7 @@ MASK[0, 0, 2] = False
 NUMBERS = (np.array([[1, 1, 1, 2, 0]] * B), np.array([[1, 1, 2, 1, 1, 2, 0]] * B))
 EVERYTHING = {
     "mask": MASK,
+    "lengths": np.array([1, 5]),
     "causal": True,
     "window": (1, 3),
     "offset": 1,
@@ -40,8 +41,8 @@ EVERYTHING = {
 
 
 def loop(
-    queries, keys, values, *, mask=True, causal=False, window=(99, 99), offset=0, segments=None, bias=0, soft_cap=None,
-    scale=None,
+    queries, keys, values, *, mask=True, lengths=(S,) * B, causal=False, window=(99, 99), offset=0, segments=None,
+    bias=0, soft_cap=None, scale=None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Context and weights in plain numpy, a row at a time, as the equation is written."""
     mask, bias = np.broadcast_to(mask, (B, H, T, S)), np.broadcast_to(bias, (B, H, T, S))
@@ -50,7 +51,7 @@ def loop(
         row, group = queries[b, h, t], h // (H // G)
         for s in range(S):
             distance = s - (t + offset)
-            seen = mask[b, h, t, s] and -window[0] <= distance <= (0 if causal else window[1])
+            seen = mask[b, h, t, s] and s < lengths[b] and -window[0] <= distance <= (0 if causal else window[1])
             if segments is not None:
                 seen = seen and segments[0][b, t] == segments[1][b, s] != 0
             score = row @ keys[b, group, s] * (scale or D**-0.5)
@@ -93,7 +94,9 @@ def test_equals_torch(name, implementation, golden, float64):
 
 
 @both
-@pytest.mark.parametrize("left_out", [None, "mask", "causal", "window", "segments", "bias", "soft_cap", "scale"])
+@pytest.mark.parametrize(
+    "left_out", [None, "mask", "lengths", "causal", "window", "segments", "bias", "soft_cap", "scale"]
+)
 def test_every_argument_counts_as_in_a_loop_over_rows(implementation, left_out, float64):
     arguments = {name: value for name, value in EVERYTHING.items() if name != left_out}
     context, _ = loop(QUERIES, KEYS, VALUES, **arguments)
@@ -185,6 +188,10 @@ KERNEL_CASES = {
     "mask": {"mask": ~np.eye(8, dtype=bool)},
     "all": {"causal": True, "mask": ~np.eye(8, dtype=bool), "scale": 0.3,
             "segments": (np.array([[1, 1, 1, 2, 2, 2, 0, 0]] * B),) * 2},
+    "lengths": {"lengths": np.array([5, 0])},
+    "lengths, causal": {"lengths": np.array([5, 0]), "causal": True},
+    "lengths, causal window": {"lengths": np.array([5, 0]), "causal": True, "window": (3, 0)},
+    "lengths, mask": {"lengths": np.array([5, 0]), "mask": ~np.eye(8, dtype=bool)},
     "bias": {"bias": jnp.float32(0.1 * draw(H, 8, 1)) * jnp.arange(8.0)[None, None]},
     "bias function": {"bias": lambda q, k: -0.5 * jnp.abs(q[:, None] - k[None, :])[None].astype(float), "offset": 2},
 }  # fmt: skip
@@ -203,8 +210,10 @@ def test_kernels_are_asked_for_the_same(name, case, monkeypatch):
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if name == "cudnn" else {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(np.float32(found), np.float32(expected), **tolerance)
     assert calls[0]["implementation"] == ("cudnn" if name == "cudnn" else None)
-    assert ("is_causal" in calls[0]) == (case in ("causal", "causal window", "all"))
-    assert ("mask" in calls[0]) == (case in ("window", "late", "traced offset", "mask", "all"))
+    assert ("is_causal" in calls[0]) == (case == "all" or "causal" in case)
+    masked = ("window", "late", "traced offset", "mask", "all", "lengths, causal window", "lengths, mask")
+    assert ("mask" in calls[0]) == (case in masked)
+    assert ("key_value_seq_lengths" in calls[0]) == (case in ("lengths", "lengths, causal"))
 
 
 def test_tokamax_gets_the_soft_cap_and_may_be_absent(monkeypatch):

@@ -114,8 +114,7 @@ def test_no_gradient_from_the_future_or_from_padding() -> None:
         def one(annotations, inputs, step):
             table = variables["params"]["target_embedding"]["embedding"]
             swapped = {**variables["params"], "target_embedding": {"embedding": table + inputs}}
-            mask = within(SOURCE_LENGTHS, S)
-            features, _ = model.apply({"params": swapped}, annotations, mask, ids, method="decode")
+            features, _ = model.apply({"params": swapped}, annotations, SOURCE_LENGTHS, ids, method="decode")
             return features[:2, step].sum()
 
         nothing = jnp.zeros((N_TARGET, 8))
