@@ -16,7 +16,9 @@ Needs = Mapping[str, float]
 # The side of the matrices, the elements of the vector, and how many tanh in a row: read and written once, a vector
 # that fills an accelerator would show the rate of its memory.
 ON_CPU, ON_ACCELERATORS = (2048, 1 << 24, 1), (8192, 1 << 28, 16)
-HIDDEN = 0.02  # Seconds of calls back to back in which the launch of the first one does not count.
+# Of data sheets: billions of operations a second of dense products in bfloat16.
+PEAKS = {"NVIDIA H100 80GB HBM3": 989_400.0, "NVIDIA H200": 989_400.0}
+HIDDEN = 0.2  # Seconds of calls back to back in which the launch of the first one does not count.
 
 
 def accelerated() -> bool:
@@ -54,6 +56,11 @@ def under_roof(needs: Needs, dtype: str) -> tuple[str | None, float]:
     bounds = {name: amount / (1e9 * roofs(dtype)[name]) for name, amount in needs.items()}
     roof = max(bounds, key=bounds.__getitem__, default=None)
     return roof, 0.0 if roof is None else bounds[roof]
+
+
+def utilisation(fraction: float, measured: Mapping[str, float], kind: str) -> float:
+    """The share of a device's peak by its data sheet, from that of the matrix product that was measured on it."""
+    return fraction * measured["matmul_gflops"] / PEAKS[kind]
 
 
 def seconds(

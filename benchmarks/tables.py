@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks import scores
 from benchmarks.aims import AIMS, NOT_MEASURED
+from benchmarks.machine import PEAKS, utilisation
 from benchmarks.peers import OURS
 from benchmarks.rows import short
 
@@ -48,6 +49,16 @@ def compared(benchmark: str, direction: str | None = None) -> Table:
         return markdown(("case", "of what", "machine", *columns), lines)
 
     return table
+
+
+def transformer(results: Results) -> str:
+    """The training steps, and which share of its peak a GPU whose data sheet is known reached in bfloat16."""
+    lines = [compared("transformer")(results)]
+    for machine, row in _rows(results, "transformer"):
+        if row["implementation"] == OURS and row["dtype"] == "bfloat16" and machine in PEAKS:
+            share = utilisation(row["roof_fraction"], results[machine]["runs"][row["run"]]["roofs"], machine)
+            lines.append(f"Model FLOP utilisation of {row['case']}: {share:.1%} ({machine}, data sheet).")
+    return "\n\n".join(lines)
 
 
 def hard(results: Results) -> str:
@@ -249,5 +260,5 @@ TABLES: dict[str, Table] = {
     "scores": growth,
     "seq2seq": compared("seq2seq"),
     "startup": startup,
-    "transformer": compared("transformer"),
+    "transformer": transformer,
 }

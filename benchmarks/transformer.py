@@ -24,7 +24,7 @@ from attention_zoo.functional.masks import within
 from attention_zoo.models.encoder import Classifier, Encoder
 from attention_zoo.models.transformer import Transformer
 from benchmarks.harness import compare
-from benchmarks.machine import roofs
+from benchmarks.machine import PEAKS, roofs, utilisation
 from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
 from benchmarks.rows import show as show_rows
@@ -41,8 +41,6 @@ SIZES = {
 # The norm of the gradient is the root of a sum of millions of squares. bfloat16 errs by up to 2^-9 in each of about 70
 # roundings on the way through all layers; such errors add up as their root, to 8 * 2^-9.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 8 * 2.0**-9}
-# Of data sheets: billions of operations a second of dense products in bfloat16.
-PEAKS = {"NVIDIA H100 80GB HBM3": 989_400.0, "NVIDIA H200": 989_400.0}
 PEERS: Peers = {
     "flax wmt": lambda: flax_wmt,
     "PyTorch": lambda: torch_peer(compiled=False),
@@ -78,7 +76,7 @@ def show(rows: Sequence[Row]) -> None:
     kind = jax.devices()[0].device_kind
     for row in rows:
         if kind in PEAKS and row.dtype == "bfloat16" and row.roof_fraction is not None:
-            share = row.roof_fraction * roofs(row.dtype)["matmul_gflops"] / PEAKS[kind]
+            share = utilisation(row.roof_fraction, roofs(row.dtype), kind)
             print(f"{row.case}, {row.implementation}: {share:.1%} model FLOP utilisation ({kind}, data sheet)")
 
 

@@ -181,7 +181,7 @@ def test_float32_is_float32_on_an_accelerator_alone(monkeypatch):
 def test_calls_back_to_back_hide_the_launch_of_an_accelerator(monkeypatch):
     assert machine.enough(lambda: 1 / 0, ()) == 1
     monkeypatch.setattr(machine, "accelerated", lambda: True)
-    for time, calls in ((1e-5, 50), (4e-3, 6), (1.0, 1)):
+    for time, calls in ((1e-5, 50), (4e-2, 6), (1.0, 1)):
         monkeypatch.setattr(machine, "seconds", lambda *_, time=time: time)
         assert machine.enough(lambda: None, ()) == calls
     monkeypatch.undo()

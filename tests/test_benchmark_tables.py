@@ -30,6 +30,15 @@ def test_a_table_says_who_was_timed_by_the_profiler():
     ]
 
 
+def test_a_gpus_table_says_which_share_of_its_peak_was_reached():
+    ours = row(benchmark="transformer", dtype="bfloat16", roof_fraction=0.5)
+    gpu = result(ours, row("peer", 2.0, benchmark="transformer", dtype="bfloat16", roof_fraction=0.25))
+    for run in gpu["runs"].values():
+        run["roofs"] = {**run["roofs"], "matmul_gflops": 494_700.0}
+    lines = tables.TABLES["transformer"]({"NVIDIA H200": gpu, "Abacus": result(ours)}).splitlines()
+    assert lines[-2:] == ["", "Model FLOP utilisation of B2: 25.0% (NVIDIA H200, data sheet)."]
+
+
 def test_an_aim_is_judged_by_the_fastest_peer_and_its_memory():
     rows = [row(temporary_bytes=1), row("slow", 3.0), row("fast", 1.42, temporary_bytes=50), row("else", 0.1)]
     rows += [row(case="B7", temporary_bytes=1000), row("fast", 5.0, case="B7", temporary_bytes=3000)]

@@ -1,7 +1,7 @@
 """Models by name, the papers' and our own: a table of `Seq2Seq` fields. What is only like another says so in its name.
 
-A paper's model is its equations and sizes. Biases that it leaves out or does not speak of, first values of parameters
-and the places of dropout are ours.
+A paper's model is its equations and sizes. Biases that it leaves out to be read more easily (Bahdanau 2014) or does not
+speak of, first values of parameters and the places of dropout are ours.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from attention_zoo.models.seq2seq import Seq2Seq
 
 # Luong 2015, section 4: 4 layers of 1000 LSTM units, 50,000 words, input feeding, dropout 0.2; the global
-# attention with the general score. (The paper also reverses the order of the source's words, section 4.1: that
+# attention with the general score, and an output layer without a bias (eq. 6). (The paper also reverses the order of the source's words, section 4.1: that
 # is the data's affair.)
 LUONG: dict[str, Any] = {
     "source_vocabulary": 50_000,
@@ -25,6 +25,7 @@ LUONG: dict[str, Any] = {
     "score": "general",
     "input_feeding": True,
     "bridge": "copy",
+    "output_bias": False,
     "dropout": 0.2,
 }
 # The paper's other mechanisms (sections 3.1 and 3.2): D = 10 words on either side; a location score knows 50 words
@@ -109,9 +110,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     **{f"luong_2015_{name}": {**LUONG, **fields} for name, fields in LUONG_VARIANTS.items()},
     # JoeyNMT's model for its reverse task (configs/rnn_reverse.yaml): LSTM 64, embeddings 16, 50 integers and four
     # special tokens; the decoder starts from zeros (`init_hidden: zero`).
-    # Not as there: the attentional layer has no bias and the output layer one, there it is the reverse; dropout falls
-    # on embeddings and attentional vectors, there on what enters the LSTM and on [h; c]; the forget gate starts with
-    # bias 1.
+    # Not as there: the attentional layer has no bias; dropout falls on embeddings and attentional vectors, there on
+    # what enters the LSTM and on [h; c]; the forget gate starts with bias 1.
     "joeynmt_reverse_like": {
         "source_vocabulary": 54,
         "target_vocabulary": 54,
@@ -122,6 +122,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "score": "general",
         "input_feeding": True,
         "bridge": "zeros",
+        "output_bias": False,
         "dropout": 0.1,
     },
     # The models of experiments/dates_bahdanau.py and dates_luong.py, with the vocabularies of single dates.

@@ -57,7 +57,7 @@ class Seq2Seq(nn.Module):
     cell: "lstm", "gru" or "gru_reset_before", the GRU of Cho 2014 and Bahdanau 2014. encoder_units: of each direction.
     positions: the longest source, for the location score alone.
     one_hot: tokens enter as one-hot vectors instead of learned embeddings. tied: the output layer is the target
-        embedding. dropout: on embeddings, between layers and on the features.
+        embedding, and has no bias. output_bias: of an output layer of its own (Luong's has none). dropout: on embeddings, between layers and on the features.
 
     Raises:
         ValueError: a field is not one of its names, or sizes do not fit together; the message says which.
@@ -89,6 +89,7 @@ class Seq2Seq(nn.Module):
     positions: int = 64
     one_hot: bool = False
     tied: bool = False
+    output_bias: bool = True
     dropout: float = 0.0
     dtype: Dtype | None = None
 
@@ -120,7 +121,7 @@ class Seq2Seq(nn.Module):
         if self.tied:
             self.to_embedding = Dense(self.embedding, use_bias=False, dtype=self.dtype)
         else:
-            self.output = Dense(self.target_vocabulary, dtype=self.dtype)
+            self.output = Dense(self.target_vocabulary, use_bias=self.output_bias, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
     @checked
@@ -190,7 +191,8 @@ class Seq2Seq(nn.Module):
             kernel, bias = self.target_embedding.matrix().T, None
         else:
             output = self.output.variables["params"]
-            kernel, bias = output["kernel"].astype(features.dtype), output["bias"].astype(features.dtype)
+            kernel = output["kernel"].astype(features.dtype)
+            bias = output["bias"].astype(features.dtype) if self.output_bias else None
         return *projected_cross_entropy(features, kernel, bias, targets, mask, label_smoothing), alignment
 
     def _embedding(self, vocabulary: int) -> nn.Module:

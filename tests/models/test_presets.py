@@ -68,7 +68,7 @@ def luong_2015(score=1000 * 1000):
     words, n = 50_000, 1000
     encoder = 4 * lstm(n, n)
     decoder = lstm(2 * n, n) + 3 * lstm(n, n) + score + n * 2 * n  # input feeding, W_c
-    return 2 * words * n + encoder + decoder + words * (n + 1)
+    return 2 * words * n + encoder + decoder + words * n
 
 
 def luong_2015_dot():
@@ -102,7 +102,7 @@ def luong_2015_local_p_dot():
 def joeynmt_reverse_like():
     words, e, n = 54, 16, 64
     decoder = lstm(e + n, n) + 2 * n * n + 3 * n * n  # W_a, W_c
-    return 2 * words * e + 2 * lstm(e, n) + decoder + words * (n + 1)
+    return 2 * words * e + 2 * lstm(e, n) + decoder + words * n
 
 
 def dates_small():

@@ -153,9 +153,10 @@ def test_a_wrong_shape_names_the_argument():
         model.apply(params, source, lengths[:2], target)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_loss_without_whole_logits_equals_cross_entropy_of_the_logits(tied):
-    model, params, source, lengths, target = make(attention="luong", score="general", tied=tied)
+@pytest.mark.parametrize("fields", [{}, {"tied": True}, {"output_bias": False}])
+def test_loss_without_whole_logits_equals_cross_entropy_of_the_logits(fields):
+    model, params, source, lengths, target = make(attention="luong", score="general", **fields)
+    assert ("bias" in params["params"].get("output", {})) == (not fields)
     mask = jnp.arange(T)[None] < jnp.array([[T], [2], [0]])
     inputs = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=1)
 
