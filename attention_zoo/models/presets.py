@@ -9,8 +9,8 @@ from typing import Any
 from attention_zoo.models.seq2seq import Seq2Seq
 
 # Luong 2015, section 4: 4 layers of 1000 LSTM units, 50,000 words, input feeding, dropout 0.2; the global
-# attention with the general score, and an output layer without a bias (eq. 6). (The paper also reverses the order of the source's words, section 4.1: that
-# is the data's affair.)
+# attention with the general score, and an output layer without a bias (eq. 6). (The paper also reverses the order of
+# the source's words, section 4.1: that is the data's affair.)
 LUONG: dict[str, Any] = {
     "source_vocabulary": 50_000,
     "target_vocabulary": 50_000,

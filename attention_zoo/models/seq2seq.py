@@ -57,7 +57,8 @@ class Seq2Seq(nn.Module):
     cell: "lstm", "gru" or "gru_reset_before", the GRU of Cho 2014 and Bahdanau 2014. encoder_units: of each direction.
     positions: the longest source, for the location score alone.
     one_hot: tokens enter as one-hot vectors instead of learned embeddings. tied: the output layer is the target
-        embedding, and has no bias. output_bias: of an output layer of its own (Luong's has none). dropout: on embeddings, between layers and on the features.
+        embedding, and has no bias. output_bias: of an output layer of its own (Luong's has none).
+    dropout: on embeddings, between layers and on the features.
 
     Raises:
         ValueError: a field is not one of its names, or sizes do not fit together; the message says which.
