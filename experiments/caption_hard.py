@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 from attention_zoo.data import CaptionedImages, placed_digits
 from attention_zoo.models import Captioner
-from attention_zoo.training import Experiment, UserError, load_parameters, optimizer
+from attention_zoo.training import Experiment, load_parameters, optimizer
 from attention_zoo.training.caption_losses import Sampling
 from attention_zoo.training.captioning import captioning
 from experiments.caption_soft import Score, positions
-from experiments.commands.workdir import read_config
+from experiments.commands.workdir import check_start
 
 Alignment = Literal["softmax", "sparsemax", "entmax15", "top_k"]
 
@@ -80,7 +80,7 @@ def experiment(
         saved: a work folder whose vocabulary does instead of the data set, to read pictures only.
     """
     if start_from is not None and not saved:
-        _check_start(start_from, {"score": score, "alignment": alignment})
+        check_start(start_from, {"score": score, "alignment": alignment})
     placed: Any = {"canvas": canvas, "source": source, "dev_examples": dev_examples, "test_examples": test_examples}
     data = CaptionedImages.load(saved) if saved else placed_digits(batch_size, **placed)
     sizes: dict[str, Any] = {"units": units, "dropout": dropout, "positions": positions(canvas)}
@@ -99,17 +99,3 @@ def experiment(
         noise_every=noise_every,
         seed=seed,
     )
-
-
-def _check_start(folder: Path, here: dict[str, str]) -> None:
-    """Refuses a run with another score or alignment: its parameters may fit, and mean something else."""
-    if not (folder / "config.json").exists():
-        return
-    # Runs older than these flags had no others.
-    there = {"score": "additive", "alignment": "softmax"} | read_config(folder)["flags"]
-    differing = [f"--{flag} is {there[flag]} there and {here[flag]} here" for flag in here if there[flag] != here[flag]]
-    if differing:
-        raise UserError(
-            f"--start_from {folder} holds a run of another attention: {'; '.join(differing)}. "
-            "Give the same flags, or start from another folder."
-        )

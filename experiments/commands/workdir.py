@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,42 @@ def _check_same(folder: Path, name: str, new: dict[str, Any]) -> None:
         raise UserError(
             f"{folder} holds a run of {there['experiment']}, not of {name}: name another folder with --workdir."
         )
-    # A flag that is younger than the run counts as what it is when it is not given.
-    defaults = {flag: parameter.default for flag, parameter in inspect.signature(function(name)).parameters.items()}
-    old = to_json({flag: defaults[flag] for flag in new if flag in defaults}) | there["flags"]
-    differing = [
-        f"--{flag} is {_shown(old, flag)} there and {_shown(new, flag)} here"
-        for flag in dict.fromkeys([*new, *old])
-        if _shown(old, flag) != _shown(new, flag)
-    ]
+    differing = _differing(there, new, there["flags"])
     if differing:
         raise UserError(
-            f"{folder} holds a run with other flags: {'; '.join(differing)}. "
+            f"{folder} holds a run with other flags: {differing}. "
             "Give the same flags to go on with it, or another folder with --workdir."
         )
+
+
+def check_start(folder: Path, flags: dict[str, Any]) -> None:
+    """Refuses to start from a run with any of these flags otherwise: its parameters may fit, and mean something else.
+
+    A folder without config.json is none of the command's runs, and not judged.
+
+    Raises:
+        UserError: a flag differs; or the config.json there is damaged.
+    """
+    if not (folder / "config.json").exists():
+        return
+    differing = _differing(read_config(folder), to_json(flags))
+    if differing:
+        raise UserError(
+            f"--{START} {folder} holds a run of another attention: {differing}. "
+            "Give the same flags, or start from another folder."
+        )
+
+
+def _differing(config: dict[str, Any], new: dict[str, Any], more: Collection[str] = ()) -> str:
+    """What flags are in a folder's run and here, where they are not the same; of `more` flags than the new ones too."""
+    # A flag that is younger than the run counts as what it is when it is not given.
+    build = inspect.signature(function(config["experiment"])).parameters
+    old = to_json({flag: build[flag].default for flag in new if flag in build}) | config["flags"]
+    return "; ".join(
+        f"--{flag} is {_shown(old, flag)} there and {_shown(new, flag)} here"
+        for flag in dict.fromkeys([*new, *more])
+        if _shown(old, flag) != _shown(new, flag)
+    )
 
 
 def _shown(flags: dict[str, Any], flag: str) -> str:
