@@ -86,7 +86,11 @@ def test_hard_attention_starts_from_a_run_of_the_same_score_and_alignment(tmp_pa
             "",
             'another attention: --alignment is "sparsemax" there and "softmax" here. Give the',
         ),
-        ({}, "--score dot --alignment top_k", '--score is "additive" there and "dot" here; --alignment is "softmax" there'),
+        (
+            {},
+            "--score dot --alignment top_k",
+            '--score is "additive" there and "dot" here; --alignment is "softmax" there',
+        ),
         ({"score": "general"}, "--score general", "soft holds no checkpoints"),
         ({}, "", "soft holds no checkpoints"),
     ):
