@@ -146,8 +146,9 @@ def case_options(case: str, batch: int, steps: int) -> tuple[dict[str, Any], flo
         return {"causal": True, "window": (width - 1, 0)}, steps * width - width * (width - 1) / 2
     if case in ("masked", BY_LENGTHS):
         lengths = np.random.default_rng(1).integers(steps // 2, steps + 1, batch)
-        mask = {"mask": masks.padding(jnp.asarray(lengths), steps)[:, None]}
-        return mask if case == "masked" else {"lengths": jnp.int32(lengths)}, float(steps * lengths.mean())
+        mask = masks.padding(jnp.asarray(lengths), steps)[:, None] if case == "masked" else None
+        options = {"lengths": jnp.int32(lengths)} if mask is None else {"mask": mask}
+        return options, float(steps * lengths.mean())
     return {}, everything
 
 

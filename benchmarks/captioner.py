@@ -26,6 +26,7 @@ from benchmarks.harness import Contestant, compare, finite
 from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
 from benchmarks.seq2seq import plain_lstm
+from benchmarks.training import LEARNING_RATE
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
@@ -160,7 +161,7 @@ def _plain(name: str, plain: Any, params: Any, setting: dict[str, Any], batch: A
 def _contestant(
     name: str, objective: Any, params: Any, batch: Any, carry: Any, compared: Callable[[Any], Any]
 ) -> Contestant:
-    optimizer = optax.adam(1e-3)
+    optimizer = optax.adam(LEARNING_RATE)
     key = jax.random.key(1, impl=KEYS)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, carry)
     train = train_step(objective, optimizer)

@@ -28,6 +28,7 @@ from attention_zoo.training.step import TrainState, train_step
 from benchmarks.harness import Contestant, compare
 from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
+from benchmarks.training import LEARNING_RATE
 
 # Canvases a batch, their sides, and the glimpses: how many, of which size at how many scales.
 SIZES = {"small": (2, (16, 32), (2, 3, 2)), "paper": (4, (64, 128, 256, 512, 1024), (6, 12, 3))}
@@ -74,9 +75,8 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
         batch = {"images": images, "labels": jnp.int32(generator.integers(CLASSES, size=canvases))}
         case = f"B{canvases} {side} x {side}"
         for direction, prepare in (("forward", _inference), ("forward+gradient", _training)):
-            contestants = [
-                Contestant(name, *prepare(model, batch), compared=lambda given: 0.0) for name, model in models.items()
-            ]
+            options: Any = {"compared": lambda given: 0.0, "carried": int(prepare is _training)}
+            contestants = [Contestant(name, *prepare(model, batch), **options) for name, model in models.items()]
             tolerance = TOLERANCES["float32"]
             timed = compare("glimpse_large", case, direction, contestants, tolerance=tolerance, repetitions=repetitions)
             rows += [GlimpseRow(**asdict(row), side=side) for row in timed]
@@ -97,7 +97,7 @@ def _inference(model: nn.Module, batch: dict[str, jax.Array]) -> tuple[Callable[
 
 def _training(model: nn.Module, batch: dict[str, jax.Array]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """A whole training step and what it is given."""
-    optimizer, params = optax.adam(1e-3), _parameters(model, batch)["params"]
+    optimizer, params = optax.adam(LEARNING_RATE), _parameters(model, batch)["params"]
     objective: Any
     carry: Any
     start = jnp.zeros((), jnp.int32)
@@ -106,7 +106,8 @@ def _training(model: nn.Module, batch: dict[str, jax.Array]) -> tuple[Callable[.
     else:
         objective, carry = class_loss(model, ("images",)), None
     state = TrainState(start, params, optimizer.init(params), jax.random.key(1, impl="unsafe_rbg"), carry)
-    return train_step(objective, optimizer), (state, batch)
+    train = train_step(objective, optimizer)
+    return lambda *given: train(*given)[::-1], (state, batch)
 
 
 def _parameters(model: nn.Module, batch: dict[str, jax.Array]) -> Any:

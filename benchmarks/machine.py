@@ -18,6 +18,7 @@ Needs = Mapping[str, float]
 ON_CPU, ON_ACCELERATORS = (2048, 1 << 24, 1), (8192, 1 << 28, 16)
 # Of data sheets: billions of operations a second of dense products in bfloat16.
 PEAKS = {"NVIDIA H100 80GB HBM3": 989_400.0, "NVIDIA H200": 989_400.0}
+OF_PEAK = "of its data sheet; padding and the hidden half of causal attention count"
 HIDDEN = 0.2  # Seconds of calls back to back in which the launch of the first one does not count.
 
 

@@ -101,7 +101,7 @@ def _ours(name: str, work: Work) -> Contestant:
 
     def apply(kernels: Any, inputs: jax.Array, real: jax.Array | None, causal: bool) -> jax.Array:
         params = {part: {"kernel": kernel} for part, kernel in kernels.items()}
-        sight = Sight(None if real is None else real[:, None, None])
+        sight = Sight(lengths=None if real is None else jnp.sum(real, -1))
         return layer.apply({"params": params}, inputs, sight, causal, method=attend)
 
     return _in_jax(apply, name, work)

@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks import scores
 from benchmarks.aims import AIMS, NOT_MEASURED
-from benchmarks.machine import PEAKS, utilisation
+from benchmarks.machine import OF_PEAK, PEAKS, utilisation
 from benchmarks.peers import OURS
 from benchmarks.rows import short
 
@@ -55,9 +55,10 @@ def transformer(results: Results) -> str:
     """The training steps, and which share of its peak a GPU whose data sheet is known reached in bfloat16."""
     lines = [compared("transformer")(results)]
     for machine, row in _rows(results, "transformer"):
-        if row["implementation"] == OURS and row["dtype"] == "bfloat16" and machine in PEAKS:
+        known = machine in PEAKS and row["roof_fraction"] is not None
+        if known and row["implementation"] == OURS and row["dtype"] == "bfloat16":
             share = utilisation(row["roof_fraction"], results[machine]["runs"][row["run"]]["roofs"], machine)
-            lines.append(f"Model FLOP utilisation of {row['case']}: {share:.1%} ({machine}, data sheet).")
+            lines.append(f"Model FLOP utilisation of {row['case']}: {share:.1%} ({machine}, {OF_PEAK}).")
     return "\n\n".join(lines)
 
 

@@ -24,7 +24,7 @@ from attention_zoo.functional.masks import within
 from attention_zoo.models.encoder import Classifier, Encoder
 from attention_zoo.models.transformer import Transformer
 from benchmarks.harness import compare
-from benchmarks.machine import PEAKS, roofs, utilisation
+from benchmarks.machine import OF_PEAK, PEAKS, roofs, utilisation
 from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
 from benchmarks.rows import show as show_rows
@@ -77,7 +77,7 @@ def show(rows: Sequence[Row]) -> None:
     for row in rows:
         if kind in PEAKS and row.dtype == "bfloat16" and row.roof_fraction is not None:
             share = utilisation(row.roof_fraction, roofs(row.dtype), kind)
-            print(f"{row.case}, {row.implementation}: {share:.1%} model FLOP utilisation ({kind}, data sheet)")
+            print(f"{row.case}, {row.implementation}: {share:.1%} model FLOP utilisation ({kind}, {OF_PEAK})")
 
 
 def _translation(sizes: SimpleNamespace) -> tuple[Loss, Work]:

@@ -53,7 +53,7 @@ def test_ours_is_compared_with_the_raw_call_case_by_case(told, monkeypatch, caps
     ]
 
 
-def test_cudnn_takes_no_float32_and_has_lengths_for_a_mask(monkeypatch, capsys):
+def test_cudnn_takes_no_float32_and_the_door_is_told_lengths(monkeypatch, capsys):
     monkeypatch.setattr(kernels, "PEERS", {"cudnn": lambda: {"raw": Entrant(attention.jax_nn)}})
     assert kernels.benchmark("small", 1, dtype="float32") == []
     assert capsys.readouterr().err == "cudnn takes no float32: left out\n"

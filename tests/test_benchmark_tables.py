@@ -1,6 +1,6 @@
 """The tables of docs and README: each by hand from a few rows, and the verdicts on what is to be reached."""
 
-from benchmarks import attention, record, tables
+from benchmarks import attention, machine, record, tables
 from benchmarks.aims import AIMS, Aim, Limit
 from benchmarks.peers import OURS
 from tests.measured import result, row
@@ -36,7 +36,7 @@ def test_a_gpus_table_says_which_share_of_its_peak_was_reached():
     for run in gpu["runs"].values():
         run["roofs"] = {**run["roofs"], "matmul_gflops": 494_700.0}
     lines = tables.TABLES["transformer"]({"NVIDIA H200": gpu, "Abacus": result(ours)}).splitlines()
-    assert lines[-2:] == ["", "Model FLOP utilisation of B2: 25.0% (NVIDIA H200, data sheet)."]
+    assert lines[-2:] == ["", f"Model FLOP utilisation of B2: 25.0% (NVIDIA H200, {machine.OF_PEAK})."]
 
 
 def test_an_aim_is_judged_by_the_fastest_peer_and_its_memory():

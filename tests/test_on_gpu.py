@@ -49,7 +49,8 @@ def cases():
         "bias": (H, T, T, {"bias": drawn(6, 1, H, T, T)}),
         "ALiBi": (H, T, T, {"bias": alibi(H), "causal": True}),
         "soft cap": (H, T, T, {"soft_cap": 5.0}),
-        "cross": (H, T // 4, T, {"lengths": lengths + 1}),
+        "cross": (H, T // 4, T, {"mask": masks.padding(lengths + 1, T)[:, None]}),
+        "cross by lengths": (H, T // 4, T, {"lengths": lengths + 1}),
         "offset": (H, T // 4, T, {"causal": True, "offset": T - T // 4}),
         "odd sizes": (H, T - 3, T - 5, {}),
     }

@@ -11,18 +11,8 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from attention_zoo.functional import chunked
 from attention_zoo.functional.alignment import softmax
 from attention_zoo.functional.kernels import kernel, modern_gpu, refusal
-from attention_zoo.functional.tiles import (
-    Call,
-    Laid,
-    Loose,
-    Places,
-    Settings,
-    allowed,
-    everywhere,
-    merge_heads,
-    padded,
-    score,
-)
+from attention_zoo.functional.masks import within
+from attention_zoo.functional.tiles import Call, Laid, Loose, Places, Settings, allowed, everywhere, merge_heads, score
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
 IMPLEMENTATIONS = ("plain", "chunked", "cudnn", "tokamax")
@@ -59,7 +49,7 @@ def dot_product_attention(
         queries, keys, values: [..., H, T, D], [..., G, S, D], [..., G, S, V]; H is a multiple of G.
         mask: True = may attend; broadcasts against [..., H, T, S].
         lengths: how many of the keys are real, [...]; the others are hidden from all queries. An outside kernel skips
-            them, and reads no mask for them.
+            them, unless a mask, segments or a window stand beside: then they become a part of its mask.
         causal, window: as `masks.causal` and `masks.window` (left, right); query t stands at position t + offset.
         segments: numbers of the packed sequences, of queries [..., T] and of keys [..., S]; 0 marks padding.
         bias: added to the scores; an array that broadcasts against [..., H, T, S], or a function of query positions
@@ -95,9 +85,9 @@ def dot_product_attention(
     if implementation in ("cudnn", "tokamax"):
         context = kernel(implementation, call)
     elif implementation == "chunked" and queries.shape[-2] * keys.shape[-2]:
-        context = chunked.attention(padded(call), chunk or chunked.CHUNK)
+        context = chunked.attention(call, chunk or chunked.CHUNK)
     else:
-        context = _plain(padded(call))
+        context = _plain(call)
     return context.reshape(*queries.shape[:-1], values.shape[-1])
 
 
@@ -149,9 +139,7 @@ def attention_rows(
     """
     _check_numbers("heads", heads, queries.shape[-3])
     _check_numbers("rows", rows, queries.shape[-2])
-    call = padded(
-        _call(queries, keys, keys, mask, lengths, causal, window, offset, segments, bias, soft_cap, scale, 0.0, None)
-    )
+    call = _call(queries, keys, keys, mask, lengths, causal, window, offset, segments, bias, soft_cap, scale, 0.0, None)
     standing, columns = everywhere(call)
 
     def chosen(array: Array) -> Array:
@@ -189,13 +177,14 @@ def _call(
     static = None if isinstance(offset, jax.Array) else int(offset)
     settings = Settings(scale, soft_cap, left, right, static, dropout)
     loose = Loose(offset if static is None else None, key=key)
-    laid = Laid(_lay("mask", mask, full, split))
+    lengths = None if lengths is None else jnp.asarray(lengths).reshape(-1)
+    real = None if lengths is None else within(lengths, keys.shape[-2])[:, None, None, None]
+    laid = Laid(_lay("mask", mask, full, split), real)
     if segments is not None:
         of_queries, of_keys = (jnp.asarray(numbers) for numbers in segments)
-        laid = Laid(
-            laid.mask,
-            _lay("segments", of_queries[..., None, :, None], full, split),
-            _lay("segments", of_keys[..., None, None, :], full, split),
+        laid = laid._replace(
+            query_segments=_lay("segments", of_queries[..., None, :, None], full, split),
+            key_segments=_lay("segments", of_keys[..., None, None, :], full, split),
         )
     if callable(bias):
         function, arrays, constants = _apart(bias, heads)
@@ -204,7 +193,7 @@ def _call(
         laid = laid._replace(bias=_lay("bias", bias, full, split))
     queries = queries.reshape(-1, *split, size, width)
     keys, values = (array.reshape(-1, *array.shape[-3:]) for array in (keys, values))
-    return Call(settings, queries, keys, values, laid, loose, None if lengths is None else lengths.reshape(-1))
+    return Call(settings, queries, keys, values, laid, loose, lengths)
 
 
 def _check(queries: Array, keys: Array, values: Array, window: Any, soft_cap: Any, dropout: float, key: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.tiles import Call, allowed, everywhere, merge_heads, padded
+from attention_zoo.functional.tiles import Call, allowed, everywhere, merge_heads
 from attention_zoo.notation import Array
 
 
@@ -56,22 +56,22 @@ def kernel(implementation: str, call: Call) -> Array:
     """The call in an outside function's terms: [B, T, H, D], and what its own arguments do not say as one mask."""
     native, places = _native(call), everywhere(call)
     rest = call.settings._replace(left=None, right=None) if native else call.settings
-    sizes = (call.queries.shape[3], call.keys.shape[2])
-    whole = lambda array: jnp.broadcast_to(array, (*array.shape[:2], *sizes))  # noqa: E731
+    # A kernel keeps to lengths by itself where nothing else wants a mask. Not beside a window: there queries far behind
+    # the last real key see nothing, and only a mask keeps them finite.
+    unsaid = allowed(rest, places, call.laid._replace(real=None))
+    lengths = call.lengths if unsaid is None and call.settings.left is None else None
+    shown = allowed(rest, places, call.laid) if lengths is None else None
     arguments: dict[str, Any] = {"scale": call.settings.scale}
-    shown = allowed(rest, places, call.laid)
-    if call.lengths is not None and (shown is not None or call.settings.left is not None):
-        shown = allowed(rest, places, padded(call).laid)
-    elif call.lengths is not None:  # Without any mask: a kernel reads that much more quickly. Of no keys it makes NaN.
-        arguments["key_value_seq_lengths"] = jnp.maximum(call.lengths, 1).astype(jnp.int32)
+    if lengths is not None:
+        arguments |= _lengths(implementation, call, lengths)
     if shown is not None:
         mask = merge_heads(shown)
-        arguments["mask"] = mask if implementation == "tokamax" and mask.shape[2] == 1 else whole(mask)
+        arguments["mask"] = mask if implementation == "tokamax" and mask.shape[2] == 1 else _whole(call, mask)
     if native and call.settings.right == 0:
         arguments["is_causal"] = True
         arguments["local_window_size"] = None if call.settings.left is None else (call.settings.left, 0)
     if call.laid.bias is not None:
-        arguments["bias"] = whole(merge_heads(call.laid.bias)).astype(call.queries.dtype)
+        arguments["bias"] = _whole(call, merge_heads(call.laid.bias)).astype(call.queries.dtype)
     if call.settings.bias is not None:
         bias = call.settings.bias(call.loose.arrays, call.loose.constants, *places)
         arguments["bias"] = bias[None].astype(call.queries.dtype)
@@ -80,9 +80,37 @@ def kernel(implementation: str, call: Call) -> Array:
     run = _tokamax() if implementation == "tokamax" else partial(jax.nn.dot_product_attention, implementation="cudnn")
     queries, keys, values = (jnp.swapaxes(array, 1, 2) for array in (merge_heads(call.queries), call.keys, call.values))
     context = jnp.swapaxes(run(queries, keys, values, **arguments), 1, 2)
-    full = None if shown is None and call.lengths is None else allowed(call.settings, places, padded(call).laid)
-    # Both give a row with nothing to attend to the mean of all values.
-    return context if full is None else jnp.where(jnp.any(merge_heads(full), axis=-1, keepdims=True), context, 0)
+    # Of a query with nothing to attend to they make the mean of all values, or NaN.
+    if lengths is not None:  # The first key is seen by every query, where it is real.
+        return jnp.where((lengths > 0)[:, None, None, None], context, 0)
+    seen = None if shown is None else allowed(call.settings, places, call.laid)
+    return context if seen is None else jnp.where(jnp.any(merge_heads(seen), axis=-1, keepdims=True), context, 0)
+
+
+def _lengths(implementation: str, call: Call, lengths: Array) -> dict[str, Array]:
+    """Those of the keys, one at least, and for cuDNN those of the queries too, which jax would not split or vmap."""
+    size = call.keys.shape[2]
+    keys = jnp.clip(lengths.astype(jnp.int32), 1, size) + _zeros(call)
+    queries = {"query_seq_lengths": call.queries.shape[3] + _zeros(call)} if implementation == "cudnn" else {}
+    return {"key_value_seq_lengths": keys, **queries}
+
+
+def _whole(call: Call, array: Array) -> Array:
+    """A mask or bias [B or 1, H or 1, ...] for every pair [T, S], split over devices as the queries are."""
+    array = jnp.broadcast_to(array, (*array.shape[:2], call.queries.shape[3], call.keys.shape[2]))
+    if array.shape[0] == 1:
+        return array
+    zeros = _zeros(call)[:, None, None, None]
+    return array & (zeros == 0) if array.dtype == jnp.bool_ else array + zeros.astype(array.dtype)
+
+
+def _zeros(call: Call) -> Array:
+    """Zeros [B] that are split over devices, and mapped, as the queries are.
+
+    How jax splits cuDNN's call it reads off queries, keys and values alone: another argument that is not split in the
+    same way would lie whole beside a part of the batch, and be read from its first row on.
+    """
+    return jnp.where(call.queries[:, 0, 0, 0, 0] == 0, 0, 0)
 
 
 def _tokamax() -> Callable[..., Array]:

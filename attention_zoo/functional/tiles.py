@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.masks import within
 from attention_zoo.notation import Array
 
 Places = tuple[Array, Array]
@@ -35,9 +34,10 @@ class Settings(NamedTuple):
 
 
 class Laid(NamedTuple):
-    """What lies over the scores, broadcasting against [B, G, R, T, S]; None where there is none."""
+    """What lies over the scores, broadcasting against [B, G, R, T, S]; None where there is none. `real`: by lengths."""
 
     mask: Array | None = None
+    real: Array | None = None
     query_segments: Array | None = None
     key_segments: Array | None = None
     bias: Array | None = None
@@ -53,7 +53,7 @@ class Loose(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The arguments in the five axes of this file, checked. `lengths` [B] of the keys: see `padded`."""
+    """The arguments in the five axes of this file, checked. `lengths` [B] of the keys are in `laid.real` too."""
 
     settings: Settings
     queries: Array
@@ -71,15 +71,6 @@ class Tile(NamedTuple):
     column: Any
     rows: int
     columns: int
-
-
-def padded(call: Call) -> Call:
-    """The same call, with the keys' lengths as a part of its mask."""
-    if call.lengths is None:
-        return call
-    real = within(call.lengths, call.keys.shape[2])[:, None, None, None]
-    mask = real if call.laid.mask is None else call.laid.mask & real
-    return call._replace(laid=call.laid._replace(mask=mask), lengths=None)
 
 
 def score(call: Call, places: Places, shown: Array | None, products: Array, bias: Any) -> jax.Array:
@@ -103,14 +94,13 @@ def score(call: Call, places: Places, shown: Array | None, products: Array, bias
 
 def allowed(settings: Settings, places: Places, laid: Laid) -> Array | None:
     """Which scores count, broadcasting against [B, G, R, t, s]; None where all do."""
-    rules = [] if laid.mask is None else [laid.mask]
+    rules = [rule for rule in (laid.mask, laid.real) if rule is not None]
     if laid.query_segments is not None and laid.key_segments is not None:
         rules.append((laid.query_segments == laid.key_segments) & (laid.key_segments != 0))
-    distance = (places[1][None, :] - places[0][:, None])[None, None, None]
-    if settings.left is not None:
-        rules.append(distance >= -settings.left)
-    if settings.right is not None:
-        rules.append(distance <= settings.right)
+    if settings.left is not None or settings.right is not None:
+        distance = (places[1][None, :] - places[0][:, None])[None, None, None]
+        rules += [distance >= -settings.left] if settings.left is not None else []
+        rules += [distance <= settings.right] if settings.right is not None else []
     return reduce(jnp.logical_and, rules) if rules else None
 
 

@@ -83,7 +83,7 @@ class Encoder(Layers, kw_only=True):
         vectors = self.drop(vectors, deterministic=deterministic)
         apart = None if segments is None else (segments, segments)
         bias = None if self.relative is None else self.relative()
-        sight = Sight(None, apart, positions, bias, lengths)
+        sight = Sight(segments=apart, positions=positions, relative=bias, lengths=lengths)
         outputs, _, seen = self.blocks(vectors, sight, asked=asked, deterministic=deterministic)
         return outputs, seen
 

@@ -114,7 +114,8 @@ class Transformer(Layers, kw_only=True):
         segments = None if packed is None else (packed.source_segments, packed.source_segments)
         embedding = self.target_embedding if self.shared else self.source_embedding
         vectors = self._embed(embedding, source, own, self.source_positions, deterministic)
-        sight = Sight(None, segments, own, _bias(self.source_relative), source_lengths)
+        bias = _bias(self.source_relative)
+        sight = Sight(segments=segments, positions=own, relative=bias, lengths=source_lengths)
         annotations, _, seen = self.encoder(vectors, sight, asked=asked, deterministic=deterministic)
         return annotations, seen
 
@@ -210,7 +211,8 @@ class Transformer(Layers, kw_only=True):
         vectors = self._embed(self.target_embedding, target_inputs, own, self.target_positions, deterministic)
         segments = None if packed is None else (packed.target_segments, packed.target_segments)
         across = None if packed is None else (packed.target_segments, packed.source_segments)
-        sights = Sight(None, segments, own, _bias(self.target_relative)), Sight(None, across, lengths=source_lengths)
+        own_sight = Sight(segments=segments, positions=own, relative=_bias(self.target_relative))
+        sights = own_sight, Sight(segments=across, lengths=source_lengths)
         features, _, seen = self.decoder(
             vectors, sights[0], None, self.decoder.remember(annotations), sights[1], asked, deterministic
         )

@@ -37,12 +37,12 @@ class Sight(NamedTuple):
     """What queries may see and where they stand; None where there is nothing to say.
 
     mask: True = may attend; broadcasts against [B, H, T, S].
-    lengths: how many of the keys are real, [B]; outside kernels are quicker by them than by a mask.
     segments: numbers of packed sequences, of queries [B, T] and of keys [B, S]; 0 marks padding.
     positions: of the queries, and of the keys that come with them, [B, T]; 0, 1, ... without. Queries of a cache need
         them, each row its own.
     relative: from distances to biases, see `modules.RelativeBias`: `(positions [..., T], positions [..., S]) ->
         [..., H, T, S]`, for the scheme "relative".
+    lengths: how many of the keys are real, [B]; outside kernels are quicker by them than by a mask.
     """
 
     mask: jax.Array | None = None

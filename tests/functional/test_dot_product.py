@@ -1,5 +1,6 @@
 """Scaled dot-product attention: by hand, against torch and a loop over rows, its precision, kernels and refusals."""
 
+import math
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -214,6 +215,42 @@ def test_kernels_are_asked_for_the_same(name, case, monkeypatch):
     masked = ("window", "late", "traced offset", "mask", "all", "lengths, causal window", "lengths, mask")
     assert ("mask" in calls[0]) == (case in masked)
     assert ("key_value_seq_lengths" in calls[0]) == (case in ("lengths", "lengths, causal"))
+    assert ("query_seq_lengths" in calls[0]) == (name == "cudnn" and "key_value_seq_lengths" in calls[0])
+
+
+@pytest.mark.parametrize("name", ["cudnn", "tokamax"])
+def test_a_kernel_is_told_lengths_that_it_can_read_and_an_empty_source_is_zero(name, monkeypatch):
+    """Whatever the kernel makes of no keys: here, as it is told of one, the first value."""
+    arrays = [jnp.asarray(draw(3, heads, 8, 16, seed=heads), jnp.bfloat16) for heads in (H, G, G)]
+    calls = recorded(monkeypatch, name)
+    for lengths in (np.array([9, -1, 5]), np.array([100, 0, 5], np.int8)):
+        attend = partial(dot_product_attention, lengths=lengths, causal=True, implementation=name)
+        context, pull_back = jax.vjp(attend, *arrays)
+        told = calls.pop()["key_value_seq_lengths"]
+        assert told.dtype == jnp.int32 and told.tolist() == [8, 1, 5]
+        gradients = pull_back(jnp.ones_like(context))
+        assert all((part[1] == 0).all() and (part[0] != 0).any() for part in (context, *gradients[1:]))
+        assert (gradients[0][1] == 0).all()
+        assert all((part[2, :, 5:] == 0).all() and (part[2, :, :5] != 0).any() for part in gradients[1:])
+
+
+def test_lengths_are_handed_on_without_any_mask(monkeypatch):
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda queries, *others, **options: queries)
+    arrays = [jnp.zeros((2, heads, 256, 16), jnp.bfloat16) for heads in (H, G, G)]
+    for causal in (False, True):
+        attend = partial(dot_product_attention, lengths=jnp.array([5, 0]), causal=causal, implementation="cudnn")
+        outs = [out for equation in jax.make_jaxpr(attend)(*arrays).eqns for out in equation.outvars]
+        assert max(math.prod(out.aval.shape) for out in outs) == 2 * H * 256 * 16 < 256 * 256
+
+
+def test_lengths_are_mapped_with_their_queries(monkeypatch):
+    arrays = [jnp.float32(draw(3, 2, heads, 8, 16, seed=heads)) for heads in (H, G, G)]
+    lengths = jnp.array([[8, 0], [3, 5], [1, 7]])
+    recorded(monkeypatch, "tokamax")
+    attend = lambda path: lambda q, k, v, n: dot_product_attention(q, k, v, lengths=n, implementation=path)  # noqa: E731
+    expected = fast(attend("plain"))(*arrays, lengths)
+    for path in ("plain", "chunked", "tokamax"):
+        np.testing.assert_allclose(fast(jax.vmap(attend(path)))(*arrays, lengths), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_tokamax_gets_the_soft_cap_and_may_be_absent(monkeypatch):
