@@ -1,8 +1,141 @@
-"""Which device outside kernels run on; what they compute, a GPU shows: tests/test_on_gpu.py."""
+"""What outside kernels are asked for, by stand-ins, and where they run; a GPU shows the rest: tests/test_on_gpu.py."""
+
+import math
+import sys
+from functools import partial
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 
+from attention_zoo.functional import dot_product
+from attention_zoo.functional.dot_product import dot_product_attention
 from attention_zoo.functional.kernels import modern_gpu
+
+B, H, G = 2, 6, 3
+fast = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng((seed, *shape)).normal(size=shape)
+
+
+def recorded(monkeypatch, name: str) -> list[dict]:
+    """Puts jax.nn's own computation, or a module tokamax that does it, where a kernel would run; records the calls."""
+    calls = []
+    original = jax.nn.dot_product_attention
+
+    def run(*arrays, implementation=None, logits_soft_cap=None, **arguments):
+        calls.append(arguments | {"implementation": implementation, "logits_soft_cap": logits_soft_cap})
+        return original(*arrays, **arguments)
+
+    if name == "cudnn":
+        monkeypatch.setattr(jax.nn, "dot_product_attention", run)
+    else:
+        monkeypatch.setitem(sys.modules, "tokamax", SimpleNamespace(dot_product_attention=run))
+    return calls
+
+
+KERNEL_CASES = {
+    "nothing": {},
+    "causal": {"causal": True},
+    "causal window": {"causal": True, "window": (3, 2)},
+    "window": {"window": (3, 2)},
+    "late": {"causal": True, "offset": -3},
+    "traced offset": {"window": (1, 0), "offset": jnp.array(2)},
+    "mask": {"mask": ~np.eye(8, dtype=bool)},
+    "all": {"causal": True, "mask": ~np.eye(8, dtype=bool), "scale": 0.3,
+            "segments": (np.array([[1, 1, 1, 2, 2, 2, 0, 0]] * B),) * 2},
+    "lengths": {"lengths": np.array([5, 0])},
+    "lengths, causal": {"lengths": np.array([5, 0]), "causal": True},
+    "lengths, causal window": {"lengths": np.array([5, 0]), "causal": True, "window": (3, 0)},
+    "lengths, mask": {"lengths": np.array([5, 0]), "mask": ~np.eye(8, dtype=bool)},
+    "bias": {"bias": jnp.float32(0.1 * draw(H, 8, 1)) * jnp.arange(8.0)[None, None]},
+    "bias function": {"bias": lambda q, k: -0.5 * jnp.abs(q[:, None] - k[None, :])[None].astype(float), "offset": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", KERNEL_CASES)
+@pytest.mark.parametrize("name", ["cudnn", "tokamax"])
+def test_kernels_are_asked_for_the_same(name, case, monkeypatch):
+    dtype = jnp.bfloat16 if name == "cudnn" else jnp.float32
+    arrays = [jnp.asarray(draw(B, heads, 8, 16, seed=heads), dtype) for heads in (H, G, G)]
+    calls = recorded(monkeypatch, name)
+    found, expected = (
+        fast(partial(dot_product_attention, **KERNEL_CASES[case], implementation=path))(*arrays)
+        for path in (name, "plain")
+    )
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if name == "cudnn" else {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(np.float32(found), np.float32(expected), **tolerance)
+    assert calls[0]["implementation"] == ("cudnn" if name == "cudnn" else None)
+    assert ("is_causal" in calls[0]) == (case == "all" or "causal" in case)
+    masked = ("window", "late", "traced offset", "mask", "all", "lengths, causal window", "lengths, mask")
+    assert ("mask" in calls[0]) == (case in masked)
+    assert ("key_value_seq_lengths" in calls[0]) == (case in ("lengths", "lengths, causal"))
+    assert ("query_seq_lengths" in calls[0]) == (name == "cudnn" and "key_value_seq_lengths" in calls[0])
+
+
+@pytest.mark.parametrize("name", ["cudnn", "tokamax"])
+def test_a_kernel_is_told_lengths_that_it_can_read_and_an_empty_source_is_zero(name, monkeypatch):
+    """Whatever the kernel makes of no keys: here, as it is told of one, the first value."""
+    arrays = [jnp.asarray(draw(3, heads, 8, 16, seed=heads), jnp.bfloat16) for heads in (H, G, G)]
+    calls = recorded(monkeypatch, name)
+    for lengths in (np.array([9, -1, 5]), np.array([100, 0, 5], np.int8)):
+        attend = partial(dot_product_attention, lengths=lengths, causal=True, implementation=name)
+        context, pull_back = jax.vjp(attend, *arrays)
+        told = calls.pop()["key_value_seq_lengths"]
+        assert told.dtype == jnp.int32 and told.tolist() == [8, 1, 5]
+        gradients = pull_back(jnp.ones_like(context))
+        assert all((part[1] == 0).all() and (part[0] != 0).any() for part in (context, *gradients[1:]))
+        assert (gradients[0][1] == 0).all()
+        assert all((part[2, :, 5:] == 0).all() and (part[2, :, :5] != 0).any() for part in gradients[1:])
+
+
+def test_lengths_are_handed_on_without_any_mask(monkeypatch):
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda queries, *others, **options: queries)
+    arrays = [jnp.zeros((2, heads, 256, 16), jnp.bfloat16) for heads in (H, G, G)]
+    for causal in (False, True):
+        attend = partial(dot_product_attention, lengths=jnp.array([5, 0]), causal=causal, implementation="cudnn")
+        outs = [out for equation in jax.make_jaxpr(attend)(*arrays).eqns for out in equation.outvars]
+        assert max(math.prod(out.aval.shape) for out in outs) == 2 * H * 256 * 16 < 256 * 256
+
+
+def test_lengths_are_mapped_with_their_queries(monkeypatch):
+    arrays = [jnp.float32(draw(3, 2, heads, 8, 16, seed=heads)) for heads in (H, G, G)]
+    lengths = jnp.array([[8, 0], [3, 5], [1, 7]])
+    recorded(monkeypatch, "tokamax")
+    attend = lambda path: lambda q, k, v, n: dot_product_attention(q, k, v, lengths=n, implementation=path)  # noqa: E731
+    expected = fast(attend("plain"))(*arrays, lengths)
+    for path in ("plain", "chunked", "tokamax"):
+        np.testing.assert_allclose(fast(jax.vmap(attend(path)))(*arrays, lengths), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_tokamax_gets_the_soft_cap_and_may_be_absent(monkeypatch):
+    arrays = [jnp.float32(draw(B, heads, 8, 16)) for heads in (H, G, G)]
+    monkeypatch.setitem(sys.modules, "tokamax", None)
+    with pytest.raises(ValueError, match="implementation 'tokamax' wants the package tokamax; got "):
+        dot_product_attention(*arrays, implementation="tokamax")
+    calls = recorded(monkeypatch, "tokamax")
+    dot_product_attention(*arrays, soft_cap=3.0, implementation="tokamax")
+    assert calls[0]["logits_soft_cap"] == 3
+
+
+def test_the_choice_is_what_runs(monkeypatch):
+    arrays = [jnp.ones((1, 8, 16), jnp.bfloat16)] * 3
+    calls = recorded(monkeypatch, "cudnn")
+    dot_product_attention(*arrays)
+    assert not calls
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    dot_product_attention(*arrays, soft_cap=2.0)
+    dot_product_attention(*arrays)  # a GPU that cuDNN's attention does not run on
+    assert not calls
+    monkeypatch.setattr(dot_product, "modern_gpu", lambda: True)
+    dot_product_attention(*arrays, soft_cap=2.0)
+    assert not calls
+    dot_product_attention(*arrays)
+    assert calls
 
 
 def test_the_default_device_decides_whether_there_is_a_modern_gpu(monkeypatch):
