@@ -102,6 +102,20 @@ def test_lengths_are_handed_on_without_any_mask(monkeypatch):
         assert max(math.prod(out.aval.shape) for out in outs) == 2 * H * 256 * 16 < 256 * 256
 
 
+def test_all_that_cudnn_is_told_of_each_example_goes_where_the_queries_go(monkeypatch):
+    """jax reads off the queries how to split the call, and what else there is has to be split the same way."""
+    told = {}
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, *others, **options: told.update(options) or q)
+    queries, *others = (jnp.zeros((2, heads, 8, 16), jnp.bfloat16) for heads in (H, G, G))
+    for names, options in (
+        (["key_value_seq_lengths", "query_seq_lengths"], {"lengths": jnp.array([5, 8])}),
+        (["mask", "bias"], {"mask": jnp.ones((2, 1, 1, 8), bool), "bias": jnp.zeros((2, 1, 8, 8), jnp.bfloat16)}),
+    ):
+        attend = partial(dot_product_attention, **options, implementation="cudnn")
+        jax.vmap(lambda q, attend=attend: attend(q, *others))(queries[None])
+        assert all(isinstance(told[name], jax.core.Tracer) for name in names)
+
+
 def test_lengths_are_mapped_with_their_queries(monkeypatch):
     arrays = [jnp.float32(draw(3, 2, heads, 8, 16, seed=heads)) for heads in (H, G, G)]
     lengths = jnp.array([[8, 0], [3, 5], [1, 7]])
