@@ -147,6 +147,50 @@ def test_bfloat16_errs_within_3e_3_at_4096_positions(implementation):
     assert errors[0] <= 3e-3 and max(errors) <= 1e-2
 
 
+@pytest.mark.parametrize("lengths", [None, jnp.array([T - 6, 0])], ids=["none", "lengths"])
+def test_a_bias_of_any_shape_has_its_gradient(lengths):
+    arrays = inputs(H // 2, T, T)
+    biases = {str(lead): drawn(7, *lead, T, T) for lead in ((1, H), (B, 1), (B, H), (1, 1))}
+
+    def every(implementation, arrays, biases):
+        attend = partial(dot_product_attention, lengths=lengths, causal=True, implementation=implementation)
+        run = lambda q, k, v, bias: attend(q, k, v, bias=bias)  # noqa: E731
+        return {lead: gradients(run, *arrays[:3], bias, arrays[3])[-1] for lead, bias in biases.items()}
+
+    with jax.enable_x64(True):
+        expected = jax.jit(partial(every, "plain"))(*jax.tree.map(np.float64, (list(arrays), biases)))
+        expected = jax.tree.map(np.asarray, expected)
+    narrow = jax.tree.map(lambda array: array.astype(jnp.bfloat16), (arrays, biases))
+    with jax.numpy_rank_promotion("allow"):
+        found = jax.jit(lambda *some: {name: every(name, *some) for name in IMPLEMENTATIONS})(*narrow)
+    errors = {(name, lead): error(one, expected[lead]) for name, of in found.items() for lead, one in of.items()}
+    print({" ".join(key): f"{one:.1e}" for key, one in errors.items()})
+    assert max(errors.values()) <= GRADIENTS["bfloat16"]
+
+
+@pytest.mark.parametrize("case", ["padding", "lengths", "any mask", "bias", "bias and lengths", "plain"])
+def test_vmap_is_a_larger_batch(case):
+    """Of queries [2, B, H, T, D] and a mask or lengths of each; a bias is shared."""
+    options = cases()[case][-1]
+    shared = {name: value for name, value in options.items() if name == "bias"}
+    own = {name: jnp.stack([value, jnp.roll(value, 1, axis=-1)]) for name, value in options.items() if name != "bias"}
+    arrays = [jnp.stack([array, -array[::-1]]) for array in inputs(H, T, T)]
+    batched, together = jax.tree.map(lambda array: array.reshape(2 * B, *array.shape[2:]), (arrays, own))
+    expected = precise(partial(dot_product_attention, implementation="plain", **shared, **together), batched)
+
+    def mapped(*arrays, implementation):
+        attend = partial(dot_product_attention, **shared, implementation=implementation)
+        return jax.vmap(lambda own, *arrays: gradients(partial(attend, **own), *arrays))(own, *arrays)
+
+    narrow = [array.astype(jnp.bfloat16) for array in arrays]
+    with jax.numpy_rank_promotion("allow"):
+        found = jax.jit(lambda *some: {name: mapped(*some, implementation=name) for name in IMPLEMENTATIONS})(*narrow)
+    for name, parts in found.items():
+        errors = [error(one.reshape(other.shape), other) for one, other in zip(parts, expected, strict=True)]
+        print(case, name, [f"{one:.1e}" for one in errors])
+        assert errors[0] <= CONTEXT["bfloat16"] and max(errors) <= GRADIENTS["bfloat16"], name
+
+
 def test_the_default_is_cudnn_where_it_can():
     narrow = [array.astype(jnp.bfloat16) for array in inputs(H, T, T)[:3]]
     text = jax.jit(dot_product_attention).lower(*narrow).as_text()

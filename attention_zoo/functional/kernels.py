@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_zoo.functional.batching import fold
 from attention_zoo.functional.tiles import Call, allowed, everywhere, merge_heads
 from attention_zoo.notation import Array
 
@@ -61,25 +62,24 @@ def kernel(implementation: str, call: Call) -> Array:
     unsaid = allowed(rest, places, call.laid._replace(real=None))
     lengths = call.lengths if unsaid is None and call.settings.left is None else None
     shown = allowed(rest, places, call.laid) if lengths is None else None
-    arguments: dict[str, Any] = {"scale": call.settings.scale}
-    if lengths is not None:
-        arguments |= _lengths(implementation, call, lengths)
+    own: dict[str, Any] = {"scale": call.settings.scale}
+    arrays = {} if lengths is None else _lengths(implementation, call, lengths)
     if shown is not None:
         mask = merge_heads(shown)
-        arguments["mask"] = mask if implementation == "tokamax" and mask.shape[2] == 1 else _whole(call, mask)
+        arrays["mask"] = mask if implementation == "tokamax" and mask.shape[2] == 1 else _whole(call, mask)
     if native and call.settings.right == 0:
-        arguments["is_causal"] = True
-        arguments["local_window_size"] = None if call.settings.left is None else (call.settings.left, 0)
+        own["is_causal"] = True
+        own["local_window_size"] = None if call.settings.left is None else (call.settings.left, 0)
     if call.laid.bias is not None:
-        arguments["bias"] = _whole(call, merge_heads(call.laid.bias)).astype(call.queries.dtype)
+        arrays["bias"] = _whole(call, merge_heads(call.laid.bias)).astype(call.queries.dtype)
     if call.settings.bias is not None:
         bias = call.settings.bias(call.loose.arrays, call.loose.constants, *places)
-        arguments["bias"] = bias[None].astype(call.queries.dtype)
+        arrays["bias"] = bias[None].astype(call.queries.dtype)
     if call.settings.soft_cap:
-        arguments["logits_soft_cap"] = call.settings.soft_cap
-    run = _tokamax() if implementation == "tokamax" else partial(jax.nn.dot_product_attention, implementation="cudnn")
-    queries, keys, values = (jnp.swapaxes(array, 1, 2) for array in (merge_heads(call.queries), call.keys, call.values))
-    context = jnp.swapaxes(run(queries, keys, values, **arguments), 1, 2)
+        own["logits_soft_cap"] = call.settings.soft_cap
+    for name, array in (("query", merge_heads(call.queries)), ("key", call.keys), ("value", call.values)):
+        arrays[name] = jnp.swapaxes(array, 1, 2)
+    context = jnp.swapaxes(_function(implementation, own)(**arrays), 1, 2)
     # Of a query with nothing to attend to they make the mean of all values, or NaN.
     if lengths is not None:  # The first key is seen by every query, where it is real.
         return jnp.where((lengths > 0)[:, None, None, None], context, 0)
@@ -88,7 +88,7 @@ def kernel(implementation: str, call: Call) -> Array:
 
 
 def _lengths(implementation: str, call: Call, lengths: Array) -> dict[str, Array]:
-    """Those of the keys, one at least, and for cuDNN those of the queries too, which jax would not split or vmap."""
+    """Those of the keys, one at least, and for cuDNN those of the queries too, which jax would not split."""
     size = call.keys.shape[2]
     keys = jnp.clip(lengths.astype(jnp.int32), 1, size) + _zeros(call)
     queries = {"query_seq_lengths": call.queries.shape[3] + _zeros(call)} if implementation == "cudnn" else {}
@@ -105,7 +105,7 @@ def _whole(call: Call, array: Array) -> Array:
 
 
 def _zeros(call: Call) -> Array:
-    """Zeros [B] that are split over devices, and mapped, as the queries are.
+    """Zeros [B] that are split over devices as the queries are.
 
     How jax splits cuDNN's call it reads off queries, keys and values alone: another argument that is not split in the
     same way would lie whole beside a part of the batch, and be read from its first row on.
@@ -113,9 +113,13 @@ def _zeros(call: Call) -> Array:
     return jnp.where(call.queries[:, 0, 0, 0, 0] == 0, 0, 0)
 
 
-def _tokamax() -> Callable[..., Array]:
+def _function(implementation: str, own: dict[str, Any]) -> Callable[..., Array]:
+    """The outside function of arrays by name. jax's vmap of cuDNN's call wants a mask of its own for every head."""
+    if implementation == "cudnn":
+        function = partial(jax.nn.dot_product_attention, implementation="cudnn", **own)
+        return fold(function, shared=("mask", "bias"))
     try:
-        return import_module("tokamax").dot_product_attention
+        return partial(import_module("tokamax").dot_product_attention, **own)
     except ImportError as error:
         raise ValueError(
             f"dot_product_attention: implementation 'tokamax' wants the package tokamax; got {error}"

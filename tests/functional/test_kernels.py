@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention_zoo.functional import dot_product
+from attention_zoo.functional import dot_product, kernels
 from attention_zoo.functional.dot_product import dot_product_attention
 from attention_zoo.functional.kernels import modern_gpu
 
@@ -27,9 +27,9 @@ def recorded(monkeypatch, name: str) -> list[dict]:
     calls = []
     original = jax.nn.dot_product_attention
 
-    def run(*arrays, implementation=None, logits_soft_cap=None, **arguments):
+    def run(query, key, value, implementation=None, logits_soft_cap=None, **arguments):
         calls.append(arguments | {"implementation": implementation, "logits_soft_cap": logits_soft_cap})
-        return original(*arrays, **arguments)
+        return original(query, key, value, **arguments)
 
     if name == "cudnn":
         monkeypatch.setattr(jax.nn, "dot_product_attention", run)
@@ -82,6 +82,7 @@ def test_a_kernel_is_told_lengths_that_it_can_read_and_an_empty_source_is_zero(n
     """Whatever the kernel makes of no keys: here, as it is told of one, the first value."""
     arrays = [jnp.asarray(draw(3, heads, 8, 16, seed=heads), jnp.bfloat16) for heads in (H, G, G)]
     calls = recorded(monkeypatch, name)
+    monkeypatch.setattr(kernels, "fold", lambda function, shared: function)
     for lengths in (np.array([9, -1, 5]), np.array([100, 0, 5], np.int8)):
         attend = partial(dot_product_attention, lengths=lengths, causal=True, implementation=name)
         context, pull_back = jax.vjp(attend, *arrays)
@@ -94,7 +95,7 @@ def test_a_kernel_is_told_lengths_that_it_can_read_and_an_empty_source_is_zero(n
 
 
 def test_lengths_are_handed_on_without_any_mask(monkeypatch):
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda queries, *others, **options: queries)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda query, **others: query)
     arrays = [jnp.zeros((2, heads, 256, 16), jnp.bfloat16) for heads in (H, G, G)]
     for causal in (False, True):
         attend = partial(dot_product_attention, lengths=jnp.array([5, 0]), causal=causal, implementation="cudnn")
@@ -105,7 +106,8 @@ def test_lengths_are_handed_on_without_any_mask(monkeypatch):
 def test_all_that_cudnn_is_told_of_each_example_goes_where_the_queries_go(monkeypatch):
     """jax reads off the queries how to split the call, and what else there is has to be split the same way."""
     told = {}
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, *others, **options: told.update(options) or q)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda query, **others: told.update(others) or query)
+    monkeypatch.setattr(kernels, "fold", lambda function, shared: function)
     queries, *others = (jnp.zeros((2, heads, 8, 16), jnp.bfloat16) for heads in (H, G, G))
     for names, options in (
         (["key_value_seq_lengths", "query_seq_lengths"], {"lengths": jnp.array([5, 8])}),
@@ -124,6 +126,24 @@ def test_lengths_are_mapped_with_their_queries(monkeypatch):
     expected = fast(attend("plain"))(*arrays, lengths)
     for path in ("plain", "chunked", "tokamax"):
         np.testing.assert_allclose(fast(jax.vmap(attend(path)))(*arrays, lengths), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_cudnn_is_called_once_for_all_that_is_mapped_and_the_mask_has_no_heads(monkeypatch):
+    """jax's own rule for vmap wants a mask for every head, and fails where there is one for all."""
+    arrays = [jnp.asarray(draw(3, B, heads, 8, 16, seed=heads), jnp.bfloat16) for heads in (H, G, G)]
+    mask, bias = draw(3, B, 1, 8, 8) > -1, jnp.asarray(draw(H, 8, 8), jnp.bfloat16)
+    calls = recorded(monkeypatch, "cudnn")
+
+    def gradients(path):
+        attend = lambda q, k, v, mask: dot_product_attention(q, k, v, mask, bias=bias, implementation=path)  # noqa: E731
+        context, pull_back = jax.vjp(jax.vmap(attend), *arrays, mask)
+        return context, *pull_back(jnp.ones_like(context))[:3]
+
+    found = gradients("cudnn")
+    told = {(call["mask"].shape, call["bias"].shape[1:]) for call in calls}
+    assert told == {((B, 1, 8, 8), (H, 8, 8)), ((3 * B, 1, 8, 8), (H, 8, 8))}
+    for one, other in zip(found, gradients("plain"), strict=True):
+        np.testing.assert_allclose(np.float32(one), np.float32(other), rtol=2e-2, atol=3e-2)
 
 
 def test_tokamax_gets_the_soft_cap_and_may_be_absent(monkeypatch):

@@ -1,0 +1,105 @@
+"""A function that is vmapped by a larger batch: as if every example ran by itself."""
+
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attention_zoo.functional.batching import fold
+
+SIZE, T, S, D = 3, 2, 5, 4
+NAMES = ("queries", "keys", "bias", "mask", "lengths")
+SMOOTH = NAMES[:3]
+
+
+def attend(queries, keys, bias, mask, lengths):
+    """As strict as a kernel: one batch, but for a bias and a mask that all share."""
+    assert len(queries) == len(keys) == len(lengths) and {len(bias), len(mask)} <= {1, len(queries)}
+    scores = jnp.einsum("btd,bsd->bts", queries, keys) + bias
+    shown = mask & (jnp.arange(S)[None, None] < lengths[:, None, None])
+    return jnp.einsum("bts,bsd->btd", jax.nn.softmax(jnp.where(shown, scores, -9.0)), keys)
+
+
+folded = fold(attend, shared=("bias", "mask"))
+
+
+def drawn(batch, shared_bias, shared_mask, mapped):
+    """The arrays, of which those in `mapped` have an axis more."""
+    rng = np.random.default_rng((batch, shared_bias, shared_mask, *mapped))
+    bias, mask = (1 if shared_bias else batch), (1 if shared_mask else batch)
+    shapes = {"queries": (batch, T, D), "keys": (batch, S, D), "bias": (bias, T, S), "mask": (mask, T, S)}
+    shapes = {name: (SIZE, *shape) if m else shape for (name, shape), m in zip(shapes.items(), mapped, strict=False)}
+    lengths = rng.integers(1, S + 1, (SIZE, batch) if mapped[4] else (batch,))
+    arrays = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+    return arrays | {"mask": arrays["mask"] > -1, "lengths": jnp.asarray(lengths)}
+
+
+def apart(arrays):
+    smooth = {name: arrays[name] for name in SMOOTH}
+    return smooth, {name: array for name, array in arrays.items() if name not in SMOOTH}
+
+
+def contexts_and_gradients(function, arrays, axes):
+    """By vmap: the contexts, what each example has of gradients; and of all examples together."""
+
+    def one(smooth, fixed):
+        context, pull_back = jax.vjp(lambda smooth: function(**smooth, **fixed), smooth)
+        return context, *pull_back(jnp.sin(jnp.arange(float(context.size))).reshape(context.shape))
+
+    def total(smooth, fixed):
+        return jnp.sum(jnp.sin(jax.vmap(lambda a, b: function(**a, **b), in_axes=apart(axes))(smooth, fixed)))
+
+    smooth, fixed = apart(arrays)
+    return jax.vmap(one, in_axes=apart(axes))(smooth, fixed), jax.grad(total)(smooth, fixed)
+
+
+@pytest.fixture
+def precise():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.usefixtures("precise")
+@pytest.mark.parametrize(("batch", "shared_bias", "shared_mask"), [(1, True, True), (2, True, False), (2, False, True)])
+def test_whatever_is_mapped_it_is_the_function_itself(batch, shared_bias, shared_mask):
+    for mapped in product((False, True), repeat=5):
+        arrays = drawn(batch, shared_bias, shared_mask, mapped)
+        axes = {name: 0 if m else None for name, m in zip(NAMES, mapped, strict=True)}
+        if any(mapped):
+            found, expected = (contexts_and_gradients(function, arrays, axes) for function in (folded, attend))
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), found, expected)
+
+
+@pytest.mark.usefixtures("precise")
+def test_vmap_in_vmap_in_a_checkpoint_in_a_scan_and_a_jacobian():
+    arrays = drawn(2, True, True, (False,) * 5)
+    others = {name: array for name, array in arrays.items() if name not in ("queries", "bias")}
+    queries = jnp.asarray(np.random.default_rng(0).normal(size=(SIZE, 2, 2, T, D)))
+    biases = jnp.asarray(np.random.default_rng(1).normal(size=(2, 1, T, S)))
+
+    def deep(function, queries, biases):
+        def thrice(queries, bias):
+            step = jax.checkpoint(lambda queries, _: (function(queries=queries, bias=bias, **others), None))
+            return jax.lax.scan(step, queries, None, length=3)[0]
+
+        return jnp.sum(jnp.sin(jax.vmap(jax.vmap(thrice), (0, None))(queries, biases)))
+
+    found, expected = (
+        jax.jit(jax.grad(deep, argnums=(1, 2)), static_argnums=0)(function, queries, biases)
+        for function in (folded, attend)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), found, expected)
+    found, expected = (
+        jax.jacrev(lambda queries, f=function: f(queries=queries, bias=biases[0], **others))(queries[0, 0])
+        for function in (folded, attend)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_it_is_called_once_on_the_larger_batch():
+    sizes = []
+    counted = fold(lambda queries: sizes.append(queries.shape) or queries * 2, shared=())
+    jax.vmap(lambda queries: counted(queries=queries))(jnp.ones((SIZE, 2, T, D)))
+    assert sizes.count((SIZE * 2, T, D)) == 1 and set(sizes) <= {(2, T, D), (SIZE * 2, T, D)}
