@@ -59,8 +59,14 @@ class Entrant:
                 options = {"mask": masks.window(steps, steps, *options["window"])}
             attention = partial(self.attention, **pytorch.tensors(options))
             return pytorch.contestant(name, partial(TORCH_WORK[direction], attention), placed)
-        work = partial(WORK[direction], partial(self.attention, **options))
-        return Contestant(name, work, placed, partial(_leading, self.axis))
+        # A mask is an argument, as it is in training: of a constant the compiler might make too much.
+        told = {key: option for key, option in options.items() if isinstance(option, jax.Array)}
+        fixed = {key: option for key, option in options.items() if key not in told}
+
+        def work(told: dict[str, jax.Array], *arrays: jax.Array) -> Any:
+            return WORK[direction](partial(self.attention, **fixed, **told), *arrays)
+
+        return Contestant(name, work, (told, *placed), partial(_leading, self.axis))
 
 
 def benchmark(
