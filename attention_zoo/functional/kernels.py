@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.batching import fold
-from attention_zoo.functional.tiles import Call, Places, allowed, everywhere, merge_heads
+from attention_zoo.functional.tiles import Call, allowed, everywhere, merge_heads
 from attention_zoo.notation import Array
 
 
@@ -62,17 +62,8 @@ def kernel(implementation: str, call: Call) -> Array:
     unsaid = allowed(rest, places, call.laid._replace(real=None))
     lengths = call.lengths if unsaid is None and call.settings.left is None else None
     shown = allowed(rest, places, call.laid) if lengths is None else None
-    seeing = _seeing(call, places, lengths, shown)
     own: dict[str, Any] = {"scale": call.settings.scale}
-    arrays: dict[str, Array] = {}
-    if implementation == "tokamax" and lengths is not None:
-        arrays["key_value_seq_lengths"] = _within(call, lengths)
-    if implementation == "cudnn" and seeing is not None and seeing.shape[1:] == (1, 1):
-        # Of queries beyond their length jax.nn makes zeros, and cuDNN's kernels do so by themselves.
-        size = call.queries.shape[3]
-        arrays["query_seq_lengths"] = jnp.where(seeing[:, 0, 0], size, 0).astype(jnp.int32) + _zeros(call)
-        arrays["key_value_seq_lengths"] = _within(call, call.keys.shape[2] if lengths is None else lengths)
-        seeing = None
+    arrays = {} if lengths is None else _lengths(implementation, call, lengths)
     if shown is not None:
         mask = merge_heads(shown)
         arrays["mask"] = mask if implementation == "tokamax" and mask.shape[2] == 1 else _whole(call, mask)
@@ -89,23 +80,20 @@ def kernel(implementation: str, call: Call) -> Array:
     for name, array in (("query", merge_heads(call.queries)), ("key", call.keys), ("value", call.values)):
         arrays[name] = jnp.swapaxes(array, 1, 2)
     context = jnp.swapaxes(_function(implementation, own)(**arrays), 1, 2)
-    return context if seeing is None else jnp.where(seeing[..., None], context, 0)
-
-
-def _seeing(call: Call, places: Places, lengths: Array | None, shown: Array | None) -> Array | None:
-    """Which queries have something to attend to, [B or 1, H or 1, T or 1]; None where all do.
-
-    Of the others kernels make the mean of all values, or NaN.
-    """
+    # Of a query with nothing to attend to they make the mean of all values, or NaN.
     if lengths is not None:  # The first key is seen by every query, where it is real.
-        return (lengths > 0)[:, None, None]
+        return context if implementation == "cudnn" else jnp.where((lengths > 0)[:, None, None, None], context, 0)
     seen = None if shown is None else allowed(call.settings, places, call.laid)
-    return None if seen is None else jnp.any(merge_heads(seen), axis=-1)
+    return context if seen is None else jnp.where(jnp.any(merge_heads(seen), axis=-1, keepdims=True), context, 0)
 
 
-def _within(call: Call, lengths: Any) -> Array:
-    """Lengths of the keys as kernels can read them, at least one."""
-    return jnp.clip(jnp.asarray(lengths).astype(jnp.int32), 1, call.keys.shape[2]) + _zeros(call)
+def _lengths(implementation: str, call: Call, lengths: Array) -> dict[str, Array]:
+    """Those of the keys, one at least; for cuDNN those of the queries too, beyond which it makes zeros by itself."""
+    keys = jnp.clip(lengths.astype(jnp.int32), 1, call.keys.shape[2]) + _zeros(call)
+    if implementation != "cudnn":
+        return {"key_value_seq_lengths": keys}
+    queries = jnp.where(lengths > 0, call.queries.shape[3], 0).astype(jnp.int32) + _zeros(call)
+    return {"key_value_seq_lengths": keys, "query_seq_lengths": queries}
 
 
 def _whole(call: Call, array: Array) -> Array:
