@@ -16,7 +16,8 @@ Arrays = dict[str, Array]
 def fold(function: Callable[..., Array], shared: tuple[str, ...]) -> Callable[..., Array]:
     """The function, under vmap called once, on arrays [n B, ...] with the mapped axis in front of their own.
 
-    So it is in the gradient as well, which goes on from what the forward pass has saved.
+    So it is in the gradient as well, which goes on from what the forward pass has saved. There no array that has a
+    gradient stays shared: each example has its own of it.
 
     Args:
         function: of arrays by name, [B, ...]: gives [B, ...], of each example by itself. What it closes over has no
@@ -42,8 +43,8 @@ def fold(function: Callable[..., Array], shared: tuple[str, ...]) -> Callable[..
 
     @mapped_backward.def_vmap
     def of_gradients(size: int, mapped: Any, arrays: Arrays, saved: list[Array], cotangent: Array) -> Any:
-        # Each example has a gradient of what it shares too, so nothing that has one stays shared.
-        larger = merged(size, mapped[0], arrays, {name: _smooth(array) for name, array in arrays.items()})
+        whole = {name: mapped[0][name] or _smooth(array) for name, array in arrays.items()}
+        larger = merged(size, mapped[0], arrays, whole)
         context, shapes = jax.eval_shape(forward, larger)
         saved = [_fit(size, *leaf) for leaf in zip(saved, mapped[1], shapes, strict=True)]
         gradients = mapped_backward(larger, saved, _fit(size, cotangent, mapped[2], context))
@@ -61,13 +62,21 @@ def fold(function: Callable[..., Array], shared: tuple[str, ...]) -> Callable[..
     def folded(arrays: Arrays) -> Array:
         return primal(arrays)
 
+    def given(arrays: Arrays) -> list[str | None]:
+        """Which of what is saved is an array that was given: a loop around this need not keep it again."""
+        jaxpr = jax.make_jaxpr(forward)(arrays).jaxpr
+        names = list(zip(jaxpr.invars, sorted(arrays), strict=True))
+        return [next((name for var, name in names if var is leaf), None) for leaf in jaxpr.outvars[1:]]
+
     def forwards(arrays: Arrays) -> tuple[Array, Any]:
         context, saved = saving(arrays)
-        return context, (arrays, saved)
+        return context, (arrays, [leaf for leaf, name in zip(saved, given(arrays), strict=True) if name is None])
 
     def backwards(residuals: Any, cotangent: Array) -> tuple[dict[str, Array | None]]:
-        gradients = mapped_backward(*residuals, cotangent)
-        return ({name: gradients.get(name) for name in residuals[0]},)
+        arrays, rest = residuals[0], iter(residuals[1])
+        saved = [next(rest) if name is None else arrays[name] for name in given(arrays)]
+        gradients = mapped_backward(arrays, saved, cotangent)
+        return ({name: gradients.get(name) for name in arrays},)
 
     folded.defvjp(forwards, backwards)
     return lambda **arrays: folded(arrays)

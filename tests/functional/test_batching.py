@@ -18,8 +18,9 @@ def attend(queries, keys, bias, mask, lengths):
     """As strict as a kernel: one batch, but for a bias and a mask that all share."""
     assert len(queries) == len(keys) == len(lengths) and {len(bias), len(mask)} <= {1, len(queries)}
     scores = jnp.einsum("btd,bsd->bts", queries, keys) + bias
-    shown = mask & (jnp.arange(S)[None, None] < lengths[:, None, None])
-    return jnp.einsum("bts,bsd->btd", jax.nn.softmax(jnp.where(shown, scores, -9.0)), keys)
+    within = jnp.arange(S)[None, None] < lengths[:, None, None]
+    weights = jax.nn.softmax(jnp.where(within, scores, -9.0)) * jnp.where(mask, 1.0, 0.5)
+    return jnp.einsum("bts,bsd->btd", weights, keys)
 
 
 folded = fold(attend, shared=("bias", "mask"))
@@ -98,8 +99,34 @@ def test_vmap_in_vmap_in_a_checkpoint_in_a_scan_and_a_jacobian():
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
 
 
-def test_it_is_called_once_on_the_larger_batch():
+def test_it_is_called_once_on_the_larger_batch_forward_and_backward():
     sizes = []
-    counted = fold(lambda queries: sizes.append(queries.shape) or queries * 2, shared=())
-    jax.vmap(lambda queries: counted(queries=queries))(jnp.ones((SIZE, 2, T, D)))
-    assert sizes.count((SIZE * 2, T, D)) == 1 and set(sizes) <= {(2, T, D), (SIZE * 2, T, D)}
+
+    @jax.custom_vjp
+    def double(queries):
+        return 2 * queries
+
+    def backward(_, cotangent):
+        sizes.append(cotangent.shape)
+        return (2 * cotangent,)
+
+    double.defvjp(lambda queries: (double(queries), None), backward)
+    counted = fold(lambda queries: sizes.append(queries.shape) or double(queries), shared=())
+    context, pull_back = jax.vjp(jax.vmap(lambda queries: counted(queries=queries)), jnp.ones((SIZE, 2, T, D)))
+    assert sizes.count((SIZE * 2, T, D)) >= 1
+    sizes.clear()
+    assert (pull_back(context)[0] == 4).all()
+    assert sizes.count((SIZE * 2, T, D)) >= 1 and set(sizes) <= {(2, T, D), (SIZE * 2, T, D)}
+
+
+def test_what_is_shared_is_not_saved_again():
+    """A loop over layers would keep a copy of it for each of them."""
+    product_with = fold(lambda queries, bias: jnp.sin(queries * bias), shared=("bias",))
+    bias = jnp.ones((1, T, D))
+
+    def deep(queries):
+        step = lambda queries, _: (product_with(queries=queries, bias=bias), None)  # noqa: E731
+        return jnp.sum(jax.lax.scan(step, queries, None, length=7)[0])
+
+    text = str(jax.make_jaxpr(jax.grad(deep))(jnp.ones((3, T, D))))
+    assert "[7,3,2,4]" in text and "[7,1,2,4]" not in text
