@@ -6,6 +6,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -92,25 +93,22 @@ def run(
         print(f"below {FEWEST} repetitions a median has no 95 % interval: it stays empty", file=sys.stderr)
     rows: list[Row] = []
     try:
-        _measure(rows, chosen, wanted, repetitions, dtype, compared)
-    finally:  # What was measured outlives a benchmark that fails after it.
-        if record and rows:
-            print(f"recorded in {kept(rows, roofs(dtype))}")
-    for name in dict.fromkeys(chosen):
-        getattr(BENCHMARKS[name], "show", show)([row for row in rows if row.benchmark == name])
+        for row in _measured(chosen, wanted, repetitions, dtype, compared):
+            rows.append(row)
+    except BaseException:  # What was measured outlives what fails after it, and Ctrl-C.
+        if rows:
+            _keep(rows, dtype, json_file, record)
+        raise
+    _keep(rows, dtype, json_file, record)
     if figure is not None:
         name = next(name for name in chosen if name in DRAWN)
         save(DRAWN[name]([asdict(row) for row in rows if row.benchmark == name]), figure)
-    if json_file is not None:
-        result = {"device": device(), "versions": versions(), "roofs": roofs(dtype)}
-        result |= {"rows": [asdict(row) for row in rows]}
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _measure(
-    rows: list[Row], names: list[str], sizes: list[str], repetitions: int, dtype: str, peers: list[str] | None
-) -> None:
-    """Adds to the rows; what a benchmark lacks, and who cannot be imported, is said once."""
+def _measured(
+    names: list[str], sizes: list[str], repetitions: int, dtype: str, peers: list[str] | None
+) -> Iterator[Row]:
+    """Rows as they are measured; what a benchmark lacks, and who cannot be imported, is said once."""
     there = bring({peer: load for name in names for peer, load in BENCHMARKS[name].PEERS.items()}, peers)
     for name in names:
         benchmark = BENCHMARKS[name]
@@ -126,7 +124,19 @@ def _measure(
                 print(f"{name} has no size {size}: left out", file=sys.stderr)
                 continue
             print(f"{name}, {size}, {dtype} ...", file=sys.stderr)
-            rows += benchmark.benchmark(size, repetitions, **options)
+            yield from benchmark.benchmark(size, repetitions, **options)
+
+
+def _keep(rows: list[Row], dtype: str, file: Path | None, record: bool) -> None:
+    """Shows the rows, and writes them where that is wanted."""
+    for name in dict.fromkeys(row.benchmark for row in rows):
+        getattr(BENCHMARKS[name], "show", show)([row for row in rows if row.benchmark == name])
+    if file is not None:
+        result = {"device": device(), "versions": versions(), "roofs": roofs(dtype)}
+        result |= {"rows": [asdict(row) for row in rows]}
+        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if record and rows:
+        print(f"recorded in {kept(rows, roofs(dtype))}")
 
 
 def _check_figure(figure: Path, names: list[str], sizes: list[str]) -> None:
@@ -138,7 +148,10 @@ def _check_figure(figure: Path, names: list[str], sizes: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 0 when all went well, 2 for input it cannot use, 1 where `report --check` finds a difference."""
+    """The command; 0 when all went well, 2 for input it cannot use, 1 where `report --check` finds a difference.
+
+    130 after Ctrl-C.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words[:1] == ["report"]:
@@ -147,6 +160,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the rest is not measured", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -10,7 +10,7 @@ in bfloat16, by XLA and by cuDNN; and float32 means full float32 on all sides, i
 """
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -71,7 +71,7 @@ class Entrant:
 
 def benchmark(
     size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None, dtype: str = "float32"
-) -> list[Row]:
+) -> Iterator[Row]:
     """Rows for every case, forward and with the gradient of queries, keys and values; `peers`: all by default."""
     return _measure(_entrants(peers, dtype), size, repetitions, CASES, dtype)
 
@@ -104,7 +104,7 @@ def contest(
     """
     check_guest(name, PEERS)
     axis = LAYOUTS[known(layout, LAYOUTS, "layout")]
-    return _measure({**_entrants(peers, dtype), name: Entrant(attention, axis)}, size, repetitions, cases, dtype)
+    return [*_measure({**_entrants(peers, dtype), name: Entrant(attention, axis)}, size, repetitions, cases, dtype)]
 
 
 def _entrants(peers: Collection[str] | None, dtype: str) -> dict[str, Entrant]:
@@ -114,13 +114,14 @@ def _entrants(peers: Collection[str] | None, dtype: str) -> dict[str, Entrant]:
     return entrants
 
 
-def _measure(entrants: dict[str, Entrant], size: str, repetitions: int, cases: Sequence[str], dtype: str) -> list[Row]:
+def _measure(
+    entrants: dict[str, Entrant], size: str, repetitions: int, cases: Sequence[str], dtype: str
+) -> Iterator[Row]:
     shapes = list(SIZES[known(size, SIZES, "size")])
     tolerance = TOLERANCES[known(dtype, TOLERANCES, "dtype")]
     if jax.default_backend() != "cpu":
         shapes += ON_ACCELERATORS.get(size, [])
     timed = partial(compare, "attention", tolerance=tolerance, repetitions=repetitions, dtype=dtype)
-    rows = []
     for batch, heads, steps, width in shapes:
         for case in cases:
             options, pairs = case_options(known(case, CASES, "case"), batch, steps)
@@ -132,8 +133,7 @@ def _measure(entrants: dict[str, Entrant], size: str, repetitions: int, cases: S
                     if case in one.cases
                 ]
                 needs = {"matmul_gflops": 2 * batch * heads * pairs * width * products}
-                rows += timed(f"B{batch} H{heads} T{steps} D{width} {case}", direction, contestants, needs=needs)
-    return rows
+                yield from timed(f"B{batch} H{heads} T{steps} D{width} {case}", direction, contestants, needs=needs)
 
 
 def inputs(batch: int, heads: int, key_heads: int, steps: int, width: int, dtype: str) -> tuple[jax.Array, ...]:

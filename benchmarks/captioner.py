@@ -6,7 +6,7 @@ of the gradient; its recurrence is one `nn.scan`, output layer and all. In the c
 do not compute the same: `ratio` is the time of a kind's step over that of soft attention. Adam, in all.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -110,7 +110,7 @@ class PlainCaptioner(nn.Module):
         return cell((memory, hidden), embedded, keys, values)[1]
 
 
-def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
+def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> Iterator[Row]:
     """Rows of both cases: forward, gradient and an Adam update; attention_zoo's soft captioner is the first of each."""
     setting = SIZES[known(size, SIZES, "size")]
     batch, there = _batch(setting), bring(PEERS, peers)
@@ -120,8 +120,8 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
     params = ours.arguments[0].params
     soft = [ours] + [_plain(name, plain, to_plain(params), setting, batch) for name, plain in there.items()]
     kinds = [_kind(name, name, setting, batch, _finite_metrics) for name in KINDS]
-    rows = timed(f"soft, {case}", "forward+gradient", soft)
-    return rows + timed(f"kinds, {case}", "forward+gradient", kinds)
+    yield from timed(f"soft, {case}", "forward+gradient", soft)
+    yield from timed(f"kinds, {case}", "forward+gradient", kinds)
 
 
 def _batch(setting: dict[str, Any]) -> dict[str, jax.Array]:

@@ -11,9 +11,10 @@ import datetime
 import json
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ class Hypotheses(NamedTuple):
     tokens: jax.Array  # [B, K, L]
 
 
-def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
+def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> Iterator[Row]:
     """Rows of every batch and width; none, and a sentence on stderr, where "paper" finds no trained weights."""
     batches, widths = SIZES[known(size, SIZES, "size")]
     if size != "small" and not (RUN / "checkpoints").is_dir():
@@ -75,10 +76,11 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
             "`python -m experiments train dates_bahdanau` makes them",
             file=sys.stderr,
         )
-        return []
+        return
     tasks = [random_task(batch) if size == "small" else trained_task(RUN, batch) for batch in batches]
     brought = bring(PEERS, peers)
-    return [row for task in tasks for width in widths for row in measure(task, width, repetitions, brought)]
+    for task, width in product(tasks, widths):
+        yield from measure(task, width, repetitions, brought)
 
 
 def measure(task: Task, width: int, repetitions: int, peers: dict[str, Callable[[Task, int], Contestant]]) -> list[Row]:

@@ -7,7 +7,7 @@ temporaries are the compiler's; the canvases themselves are not among the tempor
 the glimpse model's on the same canvases.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,12 +63,11 @@ PEERS: Peers = {
 }
 
 
-def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
+def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> Iterator[Row]:
     """Rows of every side, both directions and all models; the glimpse model is the first of each."""
     canvases, sides, (glimpses, patch, scales) = SIZES[known(size, SIZES, "size")]
     looking = RecurrentAttention(CLASSES, glimpses=glimpses, size=patch, scales=scales)
     models: dict[str, nn.Module] = {OURS: looking, **bring(PEERS, peers)}
-    rows: list[Row] = []
     for side in sides:
         generator = np.random.default_rng(0)
         images = jnp.float32(generator.uniform(size=(canvases, side, side, 1)))
@@ -79,8 +78,7 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
             contestants = [Contestant(name, *prepare(model, batch), **options) for name, model in models.items()]
             tolerance = TOLERANCES["float32"]
             timed = compare("glimpse_large", case, direction, contestants, tolerance=tolerance, repetitions=repetitions)
-            rows += [GlimpseRow(**asdict(row), side=side) for row in timed]
-    return rows
+            yield from [GlimpseRow(**asdict(row), side=side) for row in timed]
 
 
 def draw(rows: Sequence[Row]) -> Figure:

@@ -9,7 +9,7 @@ same examples before anything is timed. `padding_waste` counts the places of the
 the epoch over the pipeline's.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -86,10 +86,9 @@ PEERS: Peers = {
 }
 
 
-def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
+def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> Iterator[Row]:
     """Rows of every pipeline and, of those of texts, of the peers on the same examples."""
     sizes = SIZES[known(size, SIZES, "size")]
-    rows: list[Row] = []
     for name, (number, batch_size) in sizes.items():
         ours = _pipelines(WIDTHS[size])[name](number, batch_size)
         entrants = {OURS: ours}
@@ -100,8 +99,7 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
         ]
         tolerance, case = TOLERANCES["float32"], f"{name}, B{batch_size}"
         timed = compare("input", case, "one epoch", contestants, tolerance=tolerance, repetitions=repetitions)
-        rows += [_row(row, one) for row, one in zip(timed, entrants.values(), strict=True)]
-    return rows
+        yield from [_row(row, one) for row, one in zip(timed, entrants.values(), strict=True)]
 
 
 def _row(row: Row, pipeline: Pipeline) -> InputRow:

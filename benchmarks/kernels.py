@@ -10,7 +10,7 @@ gradients are compared before anything is timed (`TOLERANCES`, relative to the l
 """
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -31,12 +31,11 @@ TOLERANCES = attention.TOLERANCES
 
 def benchmark(
     size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None, dtype: str = "float32"
-) -> list[Row]:
+) -> Iterator[Row]:
     """Rows of every kernel that is there, or of the named ones, in every case: ours and the raw call."""
     batch, heads, steps, width = SIZES[known(size, SIZES, "size")]
     tolerance = TOLERANCES[known(dtype, TOLERANCES, "dtype")]
     timed = partial(compare, "kernels", tolerance=tolerance, repetitions=repetitions, dtype=dtype)
-    rows = []
     for kernel, raw in _there(peers, dtype).items():
         ours = Entrant(partial(_swapped, kernel))
         for case in CASES:
@@ -49,8 +48,7 @@ def benchmark(
                 ]
                 needs = {"matmul_gflops": 2 * batch * heads * pairs * width * products}
                 label = f"{kernel}, B{batch} H{heads} T{steps} D{width} {case}"
-                rows += timed(label, direction, contestants, needs=needs)
-    return rows
+                yield from timed(label, direction, contestants, needs=needs)
 
 
 def _swapped(kernel: str, *arrays: jax.Array, **options: Any) -> jax.Array:

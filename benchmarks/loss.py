@@ -7,7 +7,7 @@ and bias; float32. attention_zoo's `projected_cross_entropy` never holds all log
 anything is timed (`TOLERANCES`, relative to the largest value).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -30,15 +30,14 @@ Problem = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 Loss = Callable[..., jax.Array]
 
 
-def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
+def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> Iterator[Row]:
     """One row each for attention_zoo and the peers, by default all, at every vocabulary of the size."""
     batch, steps, width, vocabularies = SIZES[known(size, SIZES, "size")]
     entrants = {OURS: _contestant(OURS, _ours), **bring(PEERS, peers)}
-    rows = []
     for vocabulary in vocabularies:
         problem = _problem(batch, steps, width, vocabulary)
         contestants = [enter(problem) for enter in entrants.values()]
-        rows += compare(
+        yield from compare(
             "loss",
             f"B{batch} T{steps} D{width} N{vocabulary}",
             "forward+gradient",
@@ -47,7 +46,6 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
             repetitions=repetitions,
             needs={"matmul_gflops": 3 * 2 * batch * steps * width * vocabulary},
         )
-    return rows
 
 
 def _problem(batch: int, steps: int, width: int, vocabulary: int) -> Problem:

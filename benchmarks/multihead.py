@@ -6,7 +6,7 @@ and get no cotangent. All layers have the same weights and must give the same ou
 timed (`TOLERANCES`, relative to the largest value). Keras runs on its JAX backend, x-transformers with flash attention.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -45,10 +45,9 @@ class Work(NamedTuple):
 Enter = Callable[[str, Work], Contestant]
 
 
-def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
+def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> Iterator[Row]:
     """Rows of every case, one for attention_zoo and for each peer, by default all."""
     entrants = {OURS: _ours, **bring(PEERS, peers)}
-    rows = []
     for batch, steps, width, heads in SIZES[known(size, SIZES, "size")]:
         for case in CASES:
             work = _work(batch, steps, width, heads, case)
@@ -56,8 +55,7 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
             needs = {"matmul_gflops": 2 * _PRODUCTS * _multiplications(work)}
             measured = partial(compare, tolerance=TOLERANCES["float32"], repetitions=repetitions, needs=needs)
             label = f"B{batch} T{steps} E{width} H{heads} {case}"
-            rows += measured("multihead", label, "forward+gradient", contestants)
-    return rows
+            yield from measured("multihead", label, "forward+gradient", contestants)
 
 
 def _work(batch: int, steps: int, width: int, heads: int, case: str) -> Work:

@@ -8,7 +8,7 @@ have the same weights, and their results in real steps and gradients must be equ
 bias of an LSTM stays zero. Every GRU resets after its product.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import product
 from typing import Any
@@ -32,12 +32,11 @@ LAYERS = ("forward_layers_0", "backward_layers_0")
 Forward = Callable[[Any, jax.Array, jax.Array | None], jax.Array]
 
 
-def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
+def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> Iterator[Row]:
     """Rows for every cell, direction of reading and lengths, forward and with the gradient; `peers`: all by default."""
     batch, steps, width, units = SIZES[known(size, SIZES, "size")]
     entrants = {OURS: _ours, **bring(PEERS, peers)}
     timed = partial(compare, tolerance=TOLERANCES["float32"], repetitions=repetitions)
-    rows = []
     for cell, both, padded in product(GATES, (False, True), (False, True)):
         problem = _problem(cell, both, padded, SIZES[size])
         real = batch * steps if problem[2] is None else int(problem[2].sum())
@@ -46,8 +45,7 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
         for direction, products in (("forward", 1), ("forward+gradient", 3)):
             contestants = [enter(cell, products == 3, *problem) for enter in entrants.values()]
             case = f"{name}, B{batch} S{steps} I{width} D{units}"
-            rows += timed("recurrent", case, direction, contestants, needs={"matmul_gflops": products * operations})
-    return rows
+            yield from timed("recurrent", case, direction, contestants, needs={"matmul_gflops": products * operations})
 
 
 def _problem(cell: str, both: bool, padded: bool, sizes: tuple[int, ...]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ reservation: of a loop (`loop`) the compiler counts the body once, so that opera
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -134,14 +134,12 @@ FUSED: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def benchmark(size: str = "paper", repetitions: int = 15) -> list[Row]:
+def benchmark(size: str = "paper", repetitions: int = 15) -> Iterator[Row]:
     """One row for every mechanism and direction; plain dot-product attention is the first of each."""
     batch, *base = SIZES[known(size, SIZES, "size")]
-    rows: list[Row] = []
-    for name in (*MECHANISMS, *FUSED):
-        for direction in ("forward", "forward+gradient"):
-            rows.append(_measure(name, direction, batch, (base[0], base[1], base[2]), repetitions))
-    return rows
+    for direction in ("forward", "forward+gradient"):  # whole: a record takes rows that belong together
+        sizes = (base[0], base[1], base[2])
+        yield from [_measure(name, direction, batch, sizes, repetitions) for name in (*MECHANISMS, *FUSED)]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:

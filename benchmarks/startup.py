@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -52,19 +52,18 @@ class StartupRow(Row):
     beyond_ms: float | None
 
 
-def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> list[Row]:
+def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[str] | None = None) -> Iterator[Row]:
     """Rows of the imports and, at "paper", of `python -m experiments list` and of first training steps."""
     doors, commands = SIZES[known(size, SIZES, "size")]
     imports = {OURS: f"{PEERS['jax and flax']()}, {OURS}", **bring(PEERS, peers)}
     imports |= {f"{OURS}.{door}": f"{imports[OURS]}.{door}" for door in doors}
     if doors:
         imports["every folder"] = ", ".join([imports[OURS], *(f"{OURS}.{door}" for door in doors)])
-    rows = measure("import", {name: partial(run, "-c", code) for name, code in imports.items()}, repetitions)
+    yield from measure("import", {name: partial(run, "-c", code) for name, code in imports.items()}, repetitions)
     if commands:
-        rows += measure("experiments list", {OURS: partial(run, "-m", "experiments", "list")}, repetitions)
+        yield from measure("experiments list", {OURS: partial(run, "-m", "experiments", "list")}, repetitions)
         with TemporaryDirectory() as folder:
-            rows += measure("first step", first_steps(Path(folder)), min(repetitions, MOST_STARTS))
-    return rows
+            yield from measure("first step", first_steps(Path(folder)), min(repetitions, MOST_STARTS))
 
 
 def measure(case: str, contestants: Mapping[str, Callable[[], float]], repetitions: int) -> list[Row]:

@@ -11,7 +11,7 @@ Adam stay float32.
 """
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -51,15 +51,14 @@ PEERS: Peers = {
 
 def benchmark(
     size: str = "paper", repetitions: int = 15, *, dtype: str = "float32", peers: Collection[str] | None = None
-) -> list[Row]:
+) -> Iterator[Row]:
     """Rows of the encoder and of the encoder-decoder, one for attention_zoo and for each peer, by default all."""
     sizes = SimpleNamespace(**SIZES[known(size, SIZES, "size")], dtype=jnp.dtype(known(dtype, TOLERANCES, "dtype")))
     if size == "long" and jax.default_backend() == "cpu":
         print("transformer: its size long is for accelerators, and left out", file=sys.stderr)
-        return []
+        return
     found = bring(PEERS, peers)
     timed = partial(compare, tolerance=TOLERANCES[dtype], repetitions=repetitions, dtype=dtype, timed_by="wall")
-    rows = []
     for name, prepare in (("encoder", _classification), ("encoder-decoder", _translation)):
         loss, work = prepare(sizes)
         contestants = [training_step(OURS, loss, work.params, work.batch)]
@@ -67,8 +66,7 @@ def benchmark(
         steps = f"S{sizes.source} T{sizes.target}" if work.translates else f"S{sizes.source}"
         case = f"{name}, B{sizes.batch} {steps} D{sizes.width} N{sizes.vocabulary}"
         needs = {"matmul_gflops": 3 * _products(work)}
-        rows += timed("transformer", case, "forward+gradient", contestants, needs=needs)
-    return rows
+        yield from timed("transformer", case, "forward+gradient", contestants, needs=needs)
 
 
 def show(rows: Sequence[Row]) -> None:

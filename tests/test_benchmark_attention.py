@@ -10,7 +10,7 @@ from benchmarks import attention
 
 
 def test_everyone_agrees_in_every_case():
-    rows = attention.benchmark("small", repetitions=1)
+    rows = [*attention.benchmark("small", repetitions=1)]
     assert {row.benchmark for row in rows} == {"attention"}
     found = [(row.case.split()[-1], row.direction, row.implementation) for row in rows]
     peers = ["attention_zoo", "flax.linen", "jax.nn"]
@@ -33,7 +33,7 @@ def test_what_a_head_needs_is_the_pairs_that_a_case_leaves(monkeypatch):
         return []
 
     monkeypatch.setattr(attention, "compare", kept)
-    attention.benchmark("small", 1, peers=())
+    [*attention.benchmark("small", 1, peers=())]
     ((batch, heads, steps, width),) = attention.SIZES["small"]
     product = 2 * batch * heads * width
     found = {(case.split()[-1], way): need["matmul_gflops"] / product for (case, way), need in needs.items()}
@@ -50,4 +50,4 @@ def test_a_mask_that_is_ignored_is_found_out(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "tokamax", SimpleNamespace(dot_product_attention=careless, __spec__=object()))
     with pytest.raises(ValueError, match=r"causal: tokamax differs from attention_zoo by .* not timed"):
-        attention.benchmark("small", repetitions=1)
+        [*attention.benchmark("small", repetitions=1)]

@@ -11,7 +11,7 @@ from benchmarks import captioner
 
 def test_the_plain_captioner_agrees_and_kinds_are_measured(monkeypatch):
     monkeypatch.setattr(captioner, "KINDS", {"soft": captioner.KINDS["soft"]})
-    rows = captioner.benchmark("small", repetitions=1)
+    rows = [*captioner.benchmark("small", repetitions=1)]
     assert [row.implementation for row in rows] == ["attention_zoo", "flax.linen", "soft"]
     assert [row.case for row in rows] == ["soft, B3 11 x 11 T4"] * 2 + ["kinds, B3 11 x 11 T4"]
     assert rows[1].error_vs_reference < 1e-5 and all(np.isfinite(row.ratio) for row in rows)
@@ -37,7 +37,7 @@ def test_a_peer_with_another_gate_is_refused(monkeypatch):
     monkeypatch.setattr(captioner, "to_plain", wrong)
     monkeypatch.setattr(captioner, "KINDS", {"soft": captioner.KINDS["soft"]})
     with pytest.raises(UserError, match="linen differs from attention_zoo"):
-        captioner.benchmark("small", repetitions=1)
+        [*captioner.benchmark("small", repetitions=1)]
 
 
 def test_a_loss_that_is_not_finite_is_no_result():

@@ -16,7 +16,7 @@ from experiments.dates_bahdanau import experiment
 
 
 def test_all_write_the_same():
-    rows = decode.benchmark("small", repetitions=1)
+    rows = [*decode.benchmark("small", repetitions=1)]
     cases = "greedy B3 S7", "beam 2 B3 S7"
     found = [(row.case, row.implementation) for row in rows]
     peers = ["attention_zoo", "plain JAX", *(["JoeyNMT"] if (cases[0], "JoeyNMT") in found else [])]
@@ -61,7 +61,7 @@ def test_what_comes_after_end_is_not_compared():
 
 def test_without_a_trained_run_one_sentence_says_how_to_make_one(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(decode, "RUN", tmp_path / "none")
-    assert decode.benchmark("paper", repetitions=1) == []
+    assert [*decode.benchmark("paper", repetitions=1)] == []
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and "python -m experiments train dates_bahdanau" in said
 

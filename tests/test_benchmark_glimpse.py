@@ -6,7 +6,7 @@ from benchmarks import glimpse_large
 
 
 def test_the_glimpse_models_work_does_not_grow_with_the_canvas(tmp_path):
-    rows = glimpse_large.benchmark("small", repetitions=1)
+    rows = [*glimpse_large.benchmark("small", repetitions=1)]
     assert len(rows) == 2 * 2 * 3 and all(np.isfinite(row.ratio) and row.median_ms > 0 for row in rows)
     for direction in ("forward", "forward+gradient"):
         flops = {

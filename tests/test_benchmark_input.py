@@ -29,7 +29,7 @@ def pipeline(rows):
 
 
 def test_every_pipeline_gives_the_examples_of_a_plain_loop():
-    rows = pipelines.benchmark("small", repetitions=1)
+    rows = [*pipelines.benchmark("small", repetitions=1)]
     texts = [row for row in rows if not row.case.startswith("captions")]
     assert [row.implementation for row in texts] == ["attention_zoo", *pipelines.PEERS] * 3
     assert all(row.error_vs_reference == 0 and row.examples_per_second > 0 for row in rows)
@@ -51,7 +51,7 @@ def test_padding_of_loops_by_hand():
 
 
 def test_captions_are_padded_to_the_longest_that_can_be():
-    row = pipelines.benchmark("small", repetitions=1, peers=())[-1]
+    row = [*pipelines.benchmark("small", repetitions=1, peers=())][-1]
     assert row.implementation == "attention_zoo"
     # One to four digits and the end mark in five places: 2, 3, 4 or 5 of them are used, each as often.
     assert 0 < row.padding_waste < 0.6
@@ -65,9 +65,9 @@ def test_other_examples_are_refused(monkeypatch, change):
     monkeypatch.setitem(pipelines.SIZES, "small", {"dates": (3, 2)})
     monkeypatch.setattr(pipelines, "plain", lambda ours, size, width: pipeline(wrong[change]))
     with pytest.raises(UserError, match="dates, B2: plain loop to a batch's longest differs from attention_zoo"):
-        pipelines.benchmark("small", repetitions=1)
+        [*pipelines.benchmark("small", repetitions=1)]
 
 
 def test_an_unknown_size():
     with pytest.raises(UserError, match="there is no size 'large'; there are small, paper"):
-        pipelines.benchmark("large")
+        [*pipelines.benchmark("large")]

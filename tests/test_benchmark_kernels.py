@@ -33,7 +33,7 @@ def told(monkeypatch):
 def test_ours_is_compared_with_the_raw_call_case_by_case(told, monkeypatch, capsys):
     assert kernels.CASES == ("plain", "causal", "masked", "by lengths", "grouped")
     monkeypatch.setattr(kernels, "CASES", ("causal", "grouped"))
-    rows = kernels.benchmark("small", repetitions=1, dtype="bfloat16")
+    rows = [*kernels.benchmark("small", repetitions=1, dtype="bfloat16")]
     assert capsys.readouterr().err == "cudnn is missing, and left out: it runs on NVIDIA's GPUs alone\n"
     label = "tokamax, B2 H4 T38 D16"
     assert [(row.case, row.direction, row.implementation) for row in rows] == [
@@ -55,7 +55,7 @@ def test_ours_is_compared_with_the_raw_call_case_by_case(told, monkeypatch, caps
 
 def test_cudnn_takes_no_float32_and_the_door_is_told_lengths(monkeypatch, capsys):
     monkeypatch.setattr(kernels, "PEERS", {"cudnn": lambda: {"raw": Entrant(attention.jax_nn)}})
-    assert kernels.benchmark("small", 1, dtype="float32") == []
+    assert [*kernels.benchmark("small", 1, dtype="float32")] == []
     assert capsys.readouterr().err == "cudnn takes no float32: left out\n"
     asked = []
 
@@ -65,7 +65,7 @@ def test_cudnn_takes_no_float32_and_the_door_is_told_lengths(monkeypatch, capsys
 
     monkeypatch.setattr(kernels, "dot_product_attention", door)
     monkeypatch.setattr(kernels, "CASES", ("masked", "by lengths"))
-    rows = kernels.benchmark("small", 1, dtype="bfloat16")
+    rows = [*kernels.benchmark("small", 1, dtype="bfloat16")]
     assert [row.implementation for row in rows] == ["attention_zoo", "raw"] * 4
     assert [row.case for row in rows[::4]] == [f"cudnn, B2 H4 T38 D16 {case}" for case in ("masked", "by lengths")]
     assert set(asked) == {("cudnn", "mask"), ("cudnn", "lengths")}

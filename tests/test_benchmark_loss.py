@@ -9,7 +9,7 @@ from benchmarks import loss
 
 
 def test_everyone_agrees_at_every_vocabulary():
-    rows = loss.benchmark("small", repetitions=1)
+    rows = [*loss.benchmark("small", repetitions=1)]
     cases = [f"B3 T5 D7 N{vocabulary}" for vocabulary in (11, 13)]
     assert [row.case for row in rows if row.implementation == "attention_zoo"] == cases
     assert {row.implementation for row in rows} - {"PyTorch"} == {"attention_zoo", "optax"}
@@ -32,4 +32,4 @@ def test_a_peer_that_counts_padding_is_refused(monkeypatch):
 
     monkeypatch.setattr(loss, "PEERS", {"careless": lambda: loss._contestant("careless", careless)})
     with pytest.raises(UserError, match=r"N11: careless differs from attention_zoo by .* not timed"):
-        loss.benchmark("small", repetitions=1)
+        [*loss.benchmark("small", repetitions=1)]

@@ -11,7 +11,7 @@ from benchmarks.harness import compare
 
 
 def test_everyone_agrees_in_every_case():
-    rows = multihead.benchmark("small", repetitions=1)
+    rows = [*multihead.benchmark("small", repetitions=1)]
     found = {row.case.split()[-1]: [] for row in rows}
     for row in rows:
         found[row.case.split()[-1]].append(row.implementation)

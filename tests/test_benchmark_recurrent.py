@@ -14,7 +14,7 @@ from benchmarks.harness import compare
 
 
 def test_everyone_agrees_in_every_case():
-    rows = recurrent.benchmark("small", repetitions=1)
+    rows = [*recurrent.benchmark("small", repetitions=1)]
     cases = [f"{cell}, {way}directional, {lengths}, B3 S5 I7 D11"
              for cell, way, lengths in product(("lstm", "gru"), ("uni", "bi"), ("full", "padded"))]  # fmt: skip
     expected = list(product(cases, ("forward", "forward+gradient"), ("attention_zoo", "flax.linen")))

@@ -125,18 +125,25 @@ def test_the_command_records_and_refuses_what_is_only_a_try(tmp_path, monkeypatc
     assert [run["roofs"]["of"] for run in found["runs"].values()] == ["bfloat16"]
 
 
-def test_what_was_measured_outlives_a_benchmark_that_fails(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(UserError("attention: peer differs"), 2, "peer differs"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_what_was_measured_outlives_what_fails_after_it(error, code, said, tmp_path, monkeypatch, capsys):
     def failing(size, repetitions, **options):
-        raise UserError("attention: peer differs")
+        yield measured(benchmark="attention", case="B5")
+        raise error
 
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     monkeypatch.setattr(command, "roofs", lambda dtype: ROOFS)
-    monkeypatch.setattr(additive, "benchmark", lambda size, repetitions, **options: [measured()])
+    monkeypatch.setattr(additive, "benchmark", lambda size, repetitions, **options: [measured(benchmark="additive")])
     monkeypatch.setattr(attention, "benchmark", failing)
-    assert main(["additive", "attention", "--sizes", "paper", "--record"]) == 2
-    assert "attention: peer differs" in capsys.readouterr().err
+    file = tmp_path / "rows.txt"
+    assert main(["additive", "attention", "--sizes", "paper", "--record", "--json", str(file)]) == code
+    out, err = capsys.readouterr()
+    assert said in err and "B5" in out
     (found,) = record.read_all(tmp_path).values()
-    assert len(found["rows"]) == 1
+    assert len(found["rows"]) == 2 == len(json.loads(file.read_text())["rows"])
 
 
 def test_a_page_keeps_all_but_its_tables():

@@ -10,7 +10,7 @@ from benchmarks import startup
 
 
 def test_the_import_is_timed_beside_that_of_jax_and_flax():
-    ours, theirs = startup.benchmark("small", repetitions=1)
+    ours, theirs = [*startup.benchmark("small", repetitions=1)]
     assert (ours.implementation, theirs.implementation) == ("attention_zoo", "jax and flax")
     assert ours.case == theirs.case == "import"
     assert ours.beyond_ms == pytest.approx(ours.median_ms - theirs.median_ms, abs=0.2) and theirs.beyond_ms == 0
@@ -67,4 +67,4 @@ def test_starts_differ_in_what_they_find(tmp_path, monkeypatch):
 
 def test_an_unknown_size():
     with pytest.raises(UserError, match="there is no size 'large'; there are small, paper"):
-        startup.benchmark("large")
+        [*startup.benchmark("large")]

@@ -191,6 +191,21 @@ def test_vmap_is_a_larger_batch(case):
         assert errors[0] <= CONTEXT["bfloat16"] and max(errors) <= GRADIENTS["bfloat16"], name
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_vmap_of_single_examples_each_with_a_mask_of_its_own(implementation):
+    arrays, mask = inputs(H, T, T), cases()["any mask"][-1]["mask"][:, 0]
+    expected = precise(partial(dot_product_attention, mask=mask[:, None], implementation="plain"), arrays)
+
+    def one(mask, *arrays):
+        return gradients(partial(dot_product_attention, mask=mask, implementation=implementation), *arrays)
+
+    with jax.numpy_rank_promotion("allow"):
+        found = jax.jit(jax.vmap(one))(mask, *(array.astype(jnp.bfloat16) for array in arrays))
+    errors = [error(part, other) for part, other in zip(found, expected, strict=True)]
+    print(implementation, [f"{one:.1e}" for one in errors])
+    assert errors[0] <= CONTEXT["bfloat16"] and max(errors) <= GRADIENTS["bfloat16"]
+
+
 def test_the_default_is_cudnn_where_it_can():
     narrow = [array.astype(jnp.bfloat16) for array in inputs(H, T, T)[:3]]
     text = jax.jit(dot_product_attention).lower(*narrow).as_text()
