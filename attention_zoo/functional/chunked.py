@@ -6,8 +6,10 @@ weights of a chunk again from them, `P = exp(S - max) / sum`, and `dS = P (dP - 
 """
 
 import os
+import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,7 +33,7 @@ from attention_zoo.notation import Array
 
 CHUNK = 256
 _LOOPS = 8  # causal: each loop leaves out the keys that none of its chunks may see; 8 loops do 9/16 of the work
-_SHARE = 2**16  # scores a core works on at a time, so that they stay in its cache
+_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # of a core's second level, as Linux tells it: "2048K"
 
 
 def attention(call: Call, chunk: int = CHUNK) -> jax.Array:
@@ -60,13 +62,23 @@ def _block(call: Call) -> tuple[int, int]:
     """How many examples and heads of keys to take at a time: on a CPU what fits its caches, elsewhere all of them."""
     examples, heads, size, _ = call.keys.shape
     cores = os.cpu_count() or 1
-    fitting = cores * max(1, _SHARE // (call.queries.shape[2] * call.settings.rows * size))
+    fitting = cores * max(1, _share() // (call.queries.shape[2] * call.settings.rows * size))
     if jax.default_backend() != "cpu":
         fitting = examples * heads
     if call.laid.bias is not None or call.settings.bias is not None:
         # The loop over blocks sums the gradient of a bias that examples share; it has all the heads.
         return _largest_divisor(examples, fitting // heads), heads
     return _largest_divisor(examples, fitting // heads), _largest_divisor(heads, fitting)
+
+
+@cache
+def _share() -> int:
+    """Scores a core works on at a time: in float32 half of its second-level cache, or of 512 KB where nobody tells."""
+    try:
+        size = _CACHE.read_text(encoding="utf-8").strip()
+    except OSError:
+        size = ""
+    return 2**10 * int(size[:-1]) // 8 if re.fullmatch(r"[1-9]\d*K", size) else 2**16
 
 
 def _largest_divisor(number: int, limit: int) -> int:

@@ -72,7 +72,7 @@ def value_and_gradients(arguments: dict, implementation: str, chunk: int | None 
 def test_equals_the_whole(case, float64, monkeypatch):
     monkeypatch.setattr(chunked, "_LOOPS", 2)  # two chunks each; fewer loops compile faster
     if len(case) % 2:  # a head at a time in half of the cases
-        monkeypatch.setattr(chunked, "_SHARE", 1)
+        monkeypatch.setattr(chunked, "_share", lambda: 1)
         monkeypatch.setattr(chunked.os, "cpu_count", lambda: 1)
     expected = value_and_gradients(CASES[case], "plain")
     found = value_and_gradients(CASES[case], "chunked", CHUNK)
@@ -236,3 +236,13 @@ def _multiplications(jaxpr) -> int:
         for value in inner:
             total += line.params.get("length", 1) * _multiplications(getattr(value, "jaxpr", value))
     return total
+
+
+def test_a_core_works_on_what_fills_half_of_its_cache(monkeypatch, tmp_path):
+    for text, share in (("512K\n", 2**16), ("2048K\n", 2**18), ("much", 2**16), (None, 2**16)):
+        file = tmp_path / "size"
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.write_text(text, encoding="utf-8")
+        monkeypatch.setattr(chunked, "_CACHE", file)
+        assert chunked._share.__wrapped__() == share
