@@ -83,6 +83,8 @@ def run(
         raise UserError(f"--repetitions is at least 1; got {repetitions}")
     if json_file is not None and not json_file.parent.is_dir():
         raise UserError(f"{json_file} cannot be written: there is no folder {json_file.parent}")
+    if json_file is not None and json_file.is_dir():
+        raise UserError(f"{json_file} cannot be written: it is a folder")
     if figure is not None:
         _check_figure(figure, chosen, wanted)
     if record and ("small" in wanted or repetitions < FEWEST or peers is not None):
@@ -128,15 +130,15 @@ def _measured(
 
 
 def _keep(rows: list[Row], dtype: str, file: Path | None, record: bool) -> None:
-    """Shows the rows, and writes them where that is wanted."""
-    for name in dict.fromkeys(row.benchmark for row in rows):
-        getattr(BENCHMARKS[name], "show", show)([row for row in rows if row.benchmark == name])
+    """Writes the rows where that is wanted, and shows them."""
     if file is not None:
         result = {"device": device(), "versions": versions(), "roofs": roofs(dtype)}
         result |= {"rows": [asdict(row) for row in rows]}
         file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if record and rows:
         print(f"recorded in {kept(rows, roofs(dtype))}")
+    for name in dict.fromkeys(row.benchmark for row in rows):
+        getattr(BENCHMARKS[name], "show", show)([row for row in rows if row.benchmark == name])
 
 
 def _check_figure(figure: Path, names: list[str], sizes: list[str]) -> None:

@@ -50,6 +50,7 @@ def test_a_size_that_a_benchmark_lacks_is_left_out_and_said(capsys):
         (["--dtype", "float16"], "error: there is no dtype 'float16'; there are float32, bfloat16."),
         (["--repetitions", "0"], "error: --repetitions is at least 1; got 0"),
         (["--json", "missing/result.json"], "error: missing/result.json cannot be written: there is no folder missing"),
+        (["--json", "."], "error: . cannot be written: it is a folder"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_runs(arguments, sentence, capsys):

@@ -57,7 +57,7 @@ def dot_product_attention(
         soft_cap: scores become `c tanh(scores / c)`, before the bias.
         scale: of the products; 1 / sqrt(D) by default.
         dropout: share of the weights that become zero, each by itself, drawn with `key`; the others are divided by
-            1 - dropout. Other implementations and chunks draw other weights.
+            1 - dropout. Other implementations, chunks and machines draw other weights.
         implementation: "plain" builds [..., H, T, S]; "chunked" never does (`chunked.py`); "cudnn" is
             jax.nn.dot_product_attention's, "tokamax" the package's. By default what `choose` says.
         chunk: queries at a time, for "chunked".
