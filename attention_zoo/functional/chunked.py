@@ -1,43 +1,44 @@
 """Scaled dot-product attention a chunk of queries at a time: temporaries linear in T, never a [T, S] matrix.
 
-The forward pass keeps, of each row, the largest score and the sum of exponentials; the backward pass computes the
-weights of a chunk again from them, `P = exp(S - max) / sum`, and `dS = P (dP - delta)` with `delta = sum dO O`
-(Dao 2022, FlashAttention, algorithm 4). Arrays have the axes of `tiles`.
+The backward pass computes the weights of a chunk again, `P = exp(S - max) / sum`, and `dS = P (dP - delta)` with
+`delta = sum dO O` (Dao 2022, FlashAttention, algorithm 4). Arrays have the axes of `tiles`.
+
+XLA:CPU takes a product, its softmax and the next product in one go, in its caches, and `_chunk` is written so that it
+can: nothing is chosen by `where` (masks are added, as 0 and -inf), no reshape stands between the products, the maximum
+starts from the lowest number instead of being compared with it, and no other result is asked for.
 """
 
-import os
-import re
-from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from attention_zoo.functional.blocks import FORWARD, blocks, few, loops
 from attention_zoo.functional.tiles import (
     Call,
     Laid,
     Loose,
     Settings,
     Tile,
-    allowed,
+    bias_at,
     offset,
     over,
     part,
     positions,
+    rules,
     score,
 )
 from attention_zoo.notation import Array
 
-CHUNK = 256
-_LOOPS = 8  # causal: each loop leaves out the keys that none of its chunks may see; 8 loops do 9/16 of the work
-_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # of a core's second level, as Linux tells it: "2048K"
+Corner = tuple[Array, Array]
+_CHUNK, _BOUNDED = 512, 256  # queries at a time, also where each sees its past or a window and others are left out
 
 
-def attention(call: Call, chunk: int = CHUNK) -> jax.Array:
+def attention(call: Call, chunk: int | None = None) -> jax.Array:
     """Context [B, G, R, T, V], `chunk` queries at a time."""
+    chunk = chunk or (_CHUNK if call.settings.left is call.settings.right is None else _BOUNDED)
     if call.queries.dtype == jnp.float16:  # its exponents are too few for gradients that are divided by sums
         wide = {name: getattr(call, name).astype(jnp.float32) for name in ("queries", "keys", "values")}
         return attention(call._replace(**wide), chunk).astype(jnp.float16)
@@ -46,11 +47,10 @@ def attention(call: Call, chunk: int = CHUNK) -> jax.Array:
     rows = -(-size // count)  # chunks of equal size: the least padding
     pad = partial(_pad, missing=count * rows - size)
     laid = jax.tree.map(lambda array: array if array.shape[3] == 1 else pad(array), call.laid)
-    call = call._replace(
-        settings=call.settings._replace(rows=rows, groups=call.keys.shape[1]), queries=pad(call.queries), laid=laid
-    )
-    context = _in_blocks(call, *_block(call))
-    return context.reshape(*call.queries.shape[:-1], call.values.shape[-1])[..., :size, :]
+    settings = call.settings._replace(rows=rows)
+    run = jax.custom_vjp(lambda *arguments: _forward(settings, *arguments)[0])
+    run.defvjp(partial(_forward, settings), partial(_backward, settings))
+    return run(pad(call.queries), call.keys, call.values, laid, call.loose, _seen(call.laid))[:, :, :, :size]
 
 
 def _pad(array: Array, missing: int) -> Array:
@@ -58,91 +58,46 @@ def _pad(array: Array, missing: int) -> Array:
     return array if missing == 0 else jnp.pad(array, [(0, 0)] * 3 + [(0, missing), (0, 0)])
 
 
-def _block(call: Call) -> tuple[int, int]:
-    """How many examples and heads of keys to take at a time: on a CPU what fits its caches, elsewhere all of them."""
-    examples, heads, size, _ = call.keys.shape
-    cores = os.cpu_count() or 1
-    fitting = cores * max(1, _share() // (call.queries.shape[2] * call.settings.rows * size))
-    if jax.default_backend() != "cpu":
-        fitting = examples * heads
-    if call.laid.bias is not None or call.settings.bias is not None:
-        # The loop over blocks sums the gradient of a bias that examples share; it has all the heads.
-        return _largest_divisor(examples, fitting // heads), heads
-    return _largest_divisor(examples, fitting // heads), _largest_divisor(heads, fitting)
+def _seen(laid: Laid) -> list[jax.Array]:
+    """Which keys somebody may see, [B, G, S, 1] each: the others are made zeros, as a sum with -inf hides no NaN."""
+    seen = [jnp.any(mask, axis=(2, 3))[..., None] for mask in (laid.mask, laid.real) if mask is not None]
+    return seen if laid.key_segments is None else [*seen, laid.key_segments[:, :, 0, 0, :, None] != 0]
 
 
-@cache
-def _share() -> int:
-    """Scores a core works on at a time: in float32 half of its second-level cache, or of 512 KB where nobody tells."""
-    try:
-        size = _CACHE.read_text(encoding="utf-8").strip()
-    except OSError:
-        size = ""
-    return 2**10 * int(size[:-1]) // 8 if re.fullmatch(r"[1-9]\d*K", size) else 2**16
-
-
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(divisor for divisor in range(1, number + 1) if number % divisor == 0 and divisor <= max(limit, 1))
-
-
-def _in_blocks(call: Call, examples: int, heads: int) -> jax.Array:
-    """Context of one block of examples and heads after the other, [blocks, examples, heads, R, T, V]."""
-    run = jax.custom_vjp(lambda *arguments: _forward(call.settings, *arguments)[0])
-    run.defvjp(partial(_forward, call.settings), partial(_backward, call.settings))
-    apart = [array.reshape(-1, examples, heads, *array.shape[2:]) for array in (call.queries, call.keys, call.values)]
-    whole, loose = call.laid, call.loose
-    biases = None
-    if whole.bias is not None and whole.bias.shape[0] != 1:
-        biases = whole.bias.reshape(-1, examples, *whole.bias.shape[1:])
-
-    def block(inputs: Any) -> jax.Array:
-        number, parts, bias = inputs
-        laid = whole if bias is None else whole._replace(bias=bias)
-        key = None if loose.key is None else jax.random.fold_in(loose.key, number)
-        return run(*parts, laid, loose._replace(key=key), number)
-
-    return jax.lax.map(block, (jnp.arange(apart[0].shape[0]), apart, biases))
-
-
-def _within(settings: Settings, arguments: tuple[Any, ...]) -> Call:
-    """The call of one block. Its masks are cut out here and not outside, where a copy for each block would be kept."""
-    queries, keys, values, laid, loose, number = arguments
-    size = keys.shape[:2]
-    start = number * size[0] * size[1]
+def _cut(call: Call, seen: list[Array], number: Array, size: tuple[int, int]) -> tuple[Call, Corner]:
+    """The call of one block, and where it lies: its first example and head of keys."""
+    start, heads = number * size[0] * size[1], call.keys.shape[1]
+    corner = (start // heads, start % heads)
 
     def cut(array: Array) -> Array:
-        for axis, corner in ((0, start // settings.groups), (1, start % settings.groups)):
-            array = array if array.shape[axis] == 1 else part(array, corner, size[axis], axis)
+        for axis in range(2):
+            array = array if array.shape[axis] == 1 else part(array, corner[axis], size[axis], axis)
         return array
 
-    laid = jax.tree.map(cut, laid._replace(bias=None))._replace(bias=laid.bias)
-    return Call(settings, queries, keys, values, laid, loose)
+    key = None if call.loose.key is None else jax.random.fold_in(call.loose.key, number)
+    queries, keys, values, laid, seen = jax.tree.map(cut, (call.queries, call.keys, call.values, call.laid, seen))
+    keys, values = (reduce(lambda kept, rule: jnp.where(rule, kept, 0), seen, array) for array in (keys, values))
+    return Call(call.settings, queries, keys, values, laid, call.loose._replace(key=key)), corner
 
 
 def _forward(settings: Settings, *arguments: Any) -> Any:
-    call = _within(settings, arguments)
-    chunks = []
-    for first, end, columns in _loops(call):
+    call, seen = Call(settings, *arguments[:-1]), arguments[-1]
+    numbers, size = blocks(call, few() if settings.dropout else FORWARD)
 
-        def step(_: None, number: Array, columns: int = columns) -> Any:
-            return None, _chunk(call, _tile(call, number, columns))
+    def block(context: Array, number: Array) -> Any:
+        here, corner = _cut(call, seen, number, size)
 
-        chunks.append(jax.lax.scan(step, None, jnp.arange(first, end))[1])
-    context, largest, total = (_join(parts) for parts in zip(*chunks, strict=True))
-    return context, (arguments, context, largest, total)
+        def step(context: Array, number: Array, columns: int) -> Any:
+            tile = _tile(here, number, columns)
+            return _put(context, _chunk(here, tile), (*corner, 0, tile.row, 0)), None
 
+        for first, end, columns in loops(here):
+            context, _ = jax.lax.scan(partial(step, columns=columns), context, jnp.arange(first, end))
+        return context, None
 
-def _loops(call: Call) -> list[tuple[int, int, int]]:
-    """(first chunk, end, columns) of the loops over chunks; the chunks of one loop need equally many columns."""
-    settings, size = call.settings, call.keys.shape[2]
-    count = call.queries.shape[3] // settings.rows
-    if settings.left is not None and settings.right is not None:
-        return [(0, count, min(size, settings.rows + settings.left + settings.right))]
-    if settings.right is None or settings.offset is None:
-        return [(0, count, size)]
-    edges = sorted({round(edge) for edge in np.linspace(0, count, _LOOPS + 1)})
-    seen = [min(size, max(1, end * settings.rows + settings.offset + settings.right)) for end in edges[1:]]
-    return list(zip(edges[:-1], edges[1:], seen, strict=True))
+    empty = jnp.zeros((*call.queries.shape[:-1], call.values.shape[-1]), call.values.dtype)
+    context, _ = jax.lax.scan(block, empty, numbers)
+    return context, (arguments, context)
 
 
 def _tile(call: Call, number: Array, columns: int) -> Tile:
@@ -156,44 +111,76 @@ def _tile(call: Call, number: Array, columns: int) -> Tile:
     return Tile(row, column, call.settings.rows, columns)
 
 
-def _chunk(call: Call, tile: Tile) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Context [B, G, R, t, V] of one chunk; of each row the largest score and the sum of exponentials."""
+def _chunk(call: Call, tile: Tile) -> jax.Array:
+    """Context [B, G, R, t, V] of one chunk."""
     compute, bias = _scores(call, tile)
-    scores = compute(_products(_rows(call.queries, tile), _columns(call.keys, tile)), bias)
-    # Never -inf, also in a row of nothing else: its weights are exp(-inf) = 0, and so are those of all hidden scores.
-    largest = jnp.max(scores, axis=-1, initial=jnp.finfo(scores.dtype).min)
-    weights = jnp.exp(scores - largest[..., None])
-    total = jnp.sum(weights, axis=-1)
-    total = jnp.where(total == 0, 1, total)
+    keys, values = (_merge(call, _columns(array, tile)) for array in (call.keys, call.values))
+    products = _products(_merge(call, _rows(call.queries, tile)) * _scales(call)[0], keys)
+    weights, total = _exponentials(compute(products, bias))
     (weights,) = _dropped(call, tile, weights)
-    values = _columns(call.values, tile)
     if jax.default_backend() != "cpu":  # a CPU multiplies in float32 anyway: there rounding the weights gains nothing
         weights = weights.astype(values.dtype)
-    context = _matmul(_merge(weights), values).reshape(*weights.shape[:4], values.shape[3])
     # The sum divides the context, not the weights: V numbers a row, not S.
-    return (context / total[..., None]).astype(values.dtype), largest, total
+    context = _matmul("...ts,...sv->...tv", weights, values) / total
+    return context.astype(values.dtype).reshape(*call.queries.shape[:3], tile.rows, -1)
+
+
+def _exponentials(scores: Array) -> tuple[jax.Array, jax.Array]:
+    """exp(scores - largest of the row), and the sum of each row: 0s and 1 where all scores are hidden."""
+    # Never -inf, also in a row of nothing else: its weights are exp(-inf) = 0, and so are those of all hidden scores.
+    lowest = jnp.finfo(scores.dtype).min
+    weights = jnp.exp(scores - jax.lax.reduce(scores, lowest, jax.lax.max, (scores.ndim - 1,))[..., None])
+    return weights, jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1)  # the largest itself is a 1
 
 
 def _scores(call: Call, tile: Tile) -> tuple[Callable[..., jax.Array], tuple[Any, Any]]:
-    """The function (products, bias) -> scores of a tile, and the bias."""
+    """The function (products, bias) -> scores of a tile, and the bias. Products and scores are those of `_products`."""
     places = positions(call, tile)
     laid = jax.tree.map(partial(over, tile=tile), call.laid)
-    shown = allowed(call.settings, places, laid)
-    return partial(score, call, places, shown), (laid.bias, call.loose.arrays)
+    hidden = [_lie(call, jnp.where(rule, 0, -jnp.inf)) for rule in rules(call.settings, places, laid)]
+
+    def compute(products: Array, bias: Any) -> jax.Array:
+        laid = bias_at(call, places, *bias)
+        settings = call.settings._replace(scale=_scales(call)[1])
+        scores = score(settings, products, None if laid is None else _lie(call, laid))
+        for added in hidden:
+            scores = scores + added.astype(scores.dtype)
+        return scores
+
+    return compute, (laid.bias, call.loose.arrays)
+
+
+def _scales(call: Call) -> tuple[float, float]:
+    """What to multiply queries by, and products: the first are fewer, but half precision would round them."""
+    half = call.queries.dtype.itemsize < 4
+    return (1.0, call.settings.scale) if half else (call.settings.scale, 1.0)
+
+
+def _lie(call: Call, array: Array) -> Array:
+    """What broadcasts against [B, G, R, t, s], so that it does against the scores of `_products`."""
+    shape, shared = array.shape, call.queries.shape[2]
+    if shape[2:4] != (1, 1):
+        shape = (*shape[:2], shared, call.settings.rows, shape[4])
+    return _merge(call, jnp.broadcast_to(array, shape))
 
 
 def _products(left: Array, right: Array) -> jax.Array:
-    """[B, G, R, t, D] with [B, G, s, D]: every row with every column, [B, G, R, t, s]."""
-    return _matmul(_merge(left), jnp.swapaxes(right, 2, 3)).reshape(*left.shape[:4], right.shape[2])
+    """[B, G, r, D] with [B, G, s, D]: every row with every column, [B, G, r, s]."""
+    return _matmul("...rd,...sd->...rs", left, right)
 
 
-def _matmul(left: Array, right: Array) -> jax.Array:
-    return jnp.matmul(left, right, preferred_element_type=jnp.promote_types(left.dtype, jnp.float32))
+def _matmul(axes: str, left: Array, right: Array) -> jax.Array:
+    return jnp.einsum(axes, left, right, preferred_element_type=jnp.promote_types(left.dtype, jnp.float32))
 
 
-def _merge(array: Array) -> Array:
-    """[B, G, R, t, W] as [B, G, R t, W]: all the queries of a key head, as the rows of one matrix."""
-    return array.reshape(*array.shape[:2], -1, array.shape[4])
+def _merge(call: Call, array: Array) -> Array:
+    """[B, G, R, t, W] as [B, G, R t, W], and [B, G, s, W] as it is, in both without an axis of one example or one head.
+
+    XLA:CPU takes a product, its softmax and the next product in one go where no reshape parts them, and would reshape
+    to leave out such an axis.
+    """
+    lead = [size for size, whole in zip(array.shape[:2], call.keys.shape[:2], strict=True) if whole > 1]
+    return array.reshape(*lead, -1, array.shape[-1])
 
 
 def _dropped(call: Call, tile: Tile, *arrays: Array) -> tuple[Array, ...]:
@@ -207,62 +194,95 @@ def _dropped(call: Call, tile: Tile, *arrays: Array) -> tuple[Array, ...]:
 
 
 def _backward(settings: Settings, kept: Any, gradient: Array) -> Any:
-    arguments, context, largest, total = kept
-    call = _within(settings, arguments)
-    # Dividing these by the sum spares dividing every weight.
-    gradient = gradient.astype(total.dtype) / total[..., None]
-    delta = jnp.sum(gradient * context.astype(total.dtype), axis=-1)
-    rows = (call.queries, gradient.astype(call.values.dtype), largest, delta)
-    summed = (_turned(call.keys), _turned(call.values), call.laid.bias, call.loose.arrays)
-    carry = jax.tree.map(lambda array: jnp.zeros(array.shape, jnp.promote_types(array.dtype, total.dtype)), summed)
-    chunks = []
-    for first, end, columns in _loops(call):
+    (*arguments, seen), context = kept
+    call = Call(settings, *arguments)
+    numbers, size = blocks(call, few())
 
-        def step(carry: Any, number: Array, columns: int = columns) -> Any:
-            return _chunk_backward(call, _tile(call, number, columns), carry, rows)
+    def block(found: Any, number: Array) -> Any:
+        here, corner = _cut(call, seen, number, size)
+        queries, keys, values, rest = found
+        turned = tuple(jnp.zeros(_turned(array).shape, _wide(array)) for array in (here.keys, here.values))
 
-        carry, d_queries = jax.lax.scan(step, carry, jnp.arange(first, end))
-        chunks.append(d_queries)
-    d_keys, d_values, d_bias, d_arrays = jax.tree.map(lambda total, array: total.astype(array.dtype), carry, summed)
-    return _join(chunks), _turned(d_keys), _turned(d_values), Laid(bias=d_bias), Loose(arrays=d_arrays), None
+        def step(carry: Any, number: Array, columns: int) -> Any:
+            tile, (queries, sums) = _tile(here, number, columns), carry
+            place, rows = (*corner, 0, tile.row, 0), (*size, context.shape[2], tile.rows, context.shape[4])
+            given = [_get(array, place, rows) for array in (gradient, context)]
+            added, sums = _chunk_backward(here, tile, corner, given, sums)
+            return (_put(queries, added, place), sums), None
+
+        carry = (queries, (*turned, *rest))
+        for first, end, columns in loops(here):
+            carry, _ = jax.lax.scan(partial(step, columns=columns), carry, jnp.arange(first, end))
+        queries, (d_keys, d_values, *rest) = carry
+        keys, values = (_put(*pair, (*corner, 0, 0)) for pair in ((keys, _turned(d_keys)), (values, _turned(d_values))))
+        return (queries, keys, values, tuple(rest)), None
+
+    rest = (call.laid.bias, call.loose.arrays)
+    found = (
+        *(jnp.zeros_like(array) for array in (call.queries, call.keys, call.values)),
+        jax.tree.map(lambda array: jnp.zeros(array.shape, _wide(array)), rest),
+    )
+    (*gradients, sums), _ = jax.lax.scan(block, found, numbers)
+    bias, arrays = jax.tree.map(lambda total, array: total.astype(array.dtype), sums, rest)
+    return *gradients, Laid(bias=bias), Loose(arrays=arrays), None
 
 
-def _chunk_backward(call: Call, tile: Tile, carry: Any, rows: tuple[Array, ...]) -> tuple[Any, jax.Array]:
-    """Adds a chunk's gradients of keys, values and bias to the carry; gives that of its queries, [B, G, R, t, D]."""
-    queries, gradient, largest, delta = (_rows(array, tile) for array in rows)
-    keys = _columns(call.keys, tile)
+def _chunk_backward(
+    call: Call, tile: Tile, corner: Corner, given: Sequence[Array], carry: tuple[Any, ...]
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Gradient of a chunk's queries, [B, G, R, t, D]; adds those of keys and values (turned), and bias, to the carry.
+
+    given: the gradient of the chunk's context, and the context.
+    """
+    merge = partial(_merge, call)
+    queries, (gradient, context) = merge(_rows(call.queries, tile)) * _scales(call)[0], map(merge, given)
+    keys, values = (merge(_columns(array, tile)) for array in (call.keys, call.values))
     compute, bias = _scores(call, tile)
     scores, pull_back = jax.vjp(compute, _products(queries, keys), bias)
-    weights = jnp.exp(scores - largest[..., None])
-    read, d_weights = _dropped(call, tile, weights, _products(gradient, _columns(call.values, tile)))
-    d_products, (d_bias, d_arrays) = pull_back(weights * (d_weights - delta[..., None]))
-    d_products = _merge(d_products.astype(keys.dtype))
+    weights, total = jax.lax.optimization_barrier(_exponentials(scores))
+    # Dividing this by the sum spares dividing every weight.
+    wide = gradient.astype(total.dtype) / total
+    delta = jnp.sum(wide * context.astype(total.dtype), axis=-1, keepdims=True)
+    gradient = wide.astype(values.dtype)
+    read, d_weights = _dropped(call, tile, weights, _products(gradient, values))
+    d_products, (d_bias, d_arrays) = pull_back(weights * (d_weights - delta))
+    d_products = jax.lax.optimization_barrier(d_products.astype(keys.dtype))
     # Transposed, so that it is the narrow factor that is turned: XLA:CPU is slow where it has to turn [t, s].
-    d_keys = _matmul(jax.lax.optimization_barrier(_turned(_merge(queries))), d_products)
-    d_values = _matmul(jax.lax.optimization_barrier(_turned(_merge(gradient))), _merge(read.astype(keys.dtype)))
-    corners = ((0, 0, 0, tile.column), (0, 0, 0, tile.column), _corner(call.laid.bias, tile), None)
-    carry = tuple(jax.tree.map(partial(_add, corner), total, added) for corner, total, added in zip(
-        corners, carry, (d_keys, d_values, d_bias, d_arrays), strict=True))  # fmt: skip
-    return carry, _matmul(d_products, keys).reshape(queries.shape).astype(queries.dtype)
+    turned = jax.lax.optimization_barrier((_turned(queries), _turned(gradient)))
+    d_keys, d_values = (
+        _matmul("...dt,...ts->...ds", narrow, factor).reshape(*call.keys.shape[:2], -1, tile.columns)
+        for narrow, factor in zip(turned, (d_products, read.astype(keys.dtype)), strict=True)
+    )
+    places = ((0, 0, 0, tile.column),) * 2 + ((*corner, 0, tile.row, tile.column), ())
+    carry = tuple(jax.tree.map(partial(_add, place), total, added) for place, total, added in zip(
+        places, carry, (d_keys, d_values, d_bias, d_arrays), strict=True))  # fmt: skip
+    d_queries = _matmul("...ts,...sd->...td", d_products, keys) * _scales(call)[0]
+    return d_queries.reshape(*call.queries.shape[:3], tile.rows, -1), carry
 
 
 def _turned(array: Array) -> Array:
-    return jnp.swapaxes(array, 2, 3)
+    return jnp.swapaxes(array, -1, -2)
 
 
-def _corner(bias: Array | None, tile: Tile) -> tuple[Any, ...] | None:
-    if bias is None:
-        return None
-    return (0, 0, 0, tile.row if bias.shape[3] != 1 else 0, tile.column if bias.shape[4] != 1 else 0)
+def _add(corner: tuple[Any, ...], total: Array, added: Array) -> Array:
+    """Adds a part whose first entry lies at `corner`; at 0 of an axis that it has as long as the whole."""
+    if added.shape == total.shape:
+        return total + added.astype(total.dtype)
+    sizes = zip(corner, total.shape, added.shape, strict=True)
+    corner = tuple(0 if size == whole else start for start, whole, size in sizes)
+    return _put(total, _get(total, corner, added.shape) + added.astype(total.dtype), corner)
 
 
-def _add(corner: tuple[Any, ...] | None, total: Array, added: Array) -> Array:
-    """Adds a part whose first entry lies at `corner`; None = it is no part."""
-    added = added.astype(total.dtype)
-    if corner is None or added.shape == total.shape:
-        return total + added
-    here = jax.lax.dynamic_slice(total, corner, added.shape)
-    return jax.lax.dynamic_update_slice(total, here + added, corner)
+def _get(array: Array, corner: Any, shape: tuple[int, ...]) -> Array:
+    return jax.lax.dynamic_slice(array, corner, shape)
+
+
+def _put(array: Array, part: Array, corner: Any) -> jax.Array:
+    return jax.lax.dynamic_update_slice(array, part.astype(array.dtype), corner)
+
+
+def _wide(array: Array) -> Any:
+    return jnp.promote_types(array.dtype, jnp.float32)
 
 
 def _rows(array: Array, tile: Tile) -> Array:
@@ -271,9 +291,3 @@ def _rows(array: Array, tile: Tile) -> Array:
 
 def _columns(array: Array, tile: Tile) -> Array:
     return part(array, tile.column, tile.columns, 2)
-
-
-def _join(chunks: Any) -> jax.Array:
-    """Results [n, B, G, R, t, ...] of the loops, one after the other: [B, G, R, T, ...]."""
-    joined = jnp.moveaxis(jnp.concatenate(chunks), 0, 3)
-    return joined.reshape(*joined.shape[:3], -1, *joined.shape[5:])

@@ -12,7 +12,19 @@ from attention_zoo.functional import chunked
 from attention_zoo.functional.alignment import softmax
 from attention_zoo.functional.kernels import kernel, modern_gpu, refusal
 from attention_zoo.functional.masks import within
-from attention_zoo.functional.tiles import Call, Laid, Loose, Places, Settings, allowed, everywhere, merge_heads, score
+from attention_zoo.functional.tiles import (
+    Call,
+    Laid,
+    Loose,
+    Places,
+    Settings,
+    allowed,
+    bias_at,
+    everywhere,
+    hide,
+    merge_heads,
+    score,
+)
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
 IMPLEMENTATIONS = ("plain", "chunked", "cudnn", "tokamax")
@@ -85,7 +97,7 @@ def dot_product_attention(
     if implementation in ("cudnn", "tokamax"):
         context = kernel(implementation, call)
     elif implementation == "chunked" and queries.shape[-2] * keys.shape[-2]:
-        context = chunked.attention(call, chunk or chunked.CHUNK)
+        context = chunked.attention(call, chunk)
     else:
         context = _plain(call)
     return context.reshape(*queries.shape[:-1], values.shape[-1])
@@ -259,7 +271,9 @@ def _weights(call: Call, places: Places) -> Array:
     wide = jnp.promote_types(call.queries.dtype, jnp.float32)
     products = jnp.einsum("bgrtd,bgsd->bgrts", call.queries, call.keys, preferred_element_type=wide)
     shown = allowed(call.settings, places, call.laid)
-    scores = score(call, places, shown, products, (call.laid.bias, call.loose.arrays))
+    if call.settings.soft_cap:
+        products = hide(shown, products, 0)  # the slope of tanh at NaN is NaN
+    scores = score(call.settings, products, bias_at(call, places, call.laid.bias, call.loose.arrays))
     return softmax(scores, None if shown is None else jnp.broadcast_to(shown, scores.shape))
 
 

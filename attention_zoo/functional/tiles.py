@@ -73,35 +73,40 @@ class Tile(NamedTuple):
     columns: int
 
 
-def score(call: Call, places: Places, shown: Array | None, products: Array, bias: Any) -> jax.Array:
-    """Scores [B, G, R, t, s] of the products; hidden ones become -inf, and send no gradient back.
+def score(settings: Settings, products: Array, bias: Array | None) -> jax.Array:
+    """Scores of the products."""
+    scores = products * settings.scale
+    if settings.soft_cap:
+        scores = settings.soft_cap * jnp.tanh(scores / settings.soft_cap)
+    return scores if bias is None else scores + bias.astype(scores.dtype)
 
-    bias: (what is laid over these scores, the arrays of the bias function): what has a gradient.
-    """
-    laid, arrays = bias
-    scores = products * call.settings.scale
-    cap = call.settings.soft_cap
-    if cap:
-        scores = cap * jnp.tanh(hide(shown, scores, 0) / cap)  # hidden first: the slope of tanh at NaN is NaN
-    if call.settings.bias is not None:
-        laid = call.settings.bias(arrays, call.loose.constants, *places)
-        heads = products.shape[1:3] if laid.shape[0] != 1 else (1, 1)
-        laid = laid.reshape(1, *heads, *products.shape[3:])
-    if laid is not None:
-        scores = scores + laid.astype(scores.dtype)
-    return hide(shown, scores, -jnp.inf)
+
+def bias_at(call: Call, places: Places, laid: Array | None, arrays: list[Array] | None) -> Array | None:
+    """The bias at these places: what is laid over them, or what the bias function makes of its arrays there."""
+    if call.settings.bias is None:
+        return laid
+    bias = call.settings.bias(arrays, call.loose.constants, *places)
+    heads = call.queries.shape[1:3] if bias.shape[0] != 1 else (1, 1)
+    return bias.reshape(1, *heads, *bias.shape[1:])
 
 
 def allowed(settings: Settings, places: Places, laid: Laid) -> Array | None:
     """Which scores count, broadcasting against [B, G, R, t, s]; None where all do."""
-    rules = [rule for rule in (laid.mask, laid.real) if rule is not None]
+    found = rules(settings, places, laid)
+    return reduce(jnp.logical_and, found) if found else None
+
+
+def rules(settings: Settings, places: Places, laid: Laid) -> list[Array]:
+    """What each argument says of which scores count: each broadcasts against [B, G, R, t, s], and all have to agree."""
+    found = [rule for rule in (laid.mask, laid.real) if rule is not None]
     if laid.query_segments is not None and laid.key_segments is not None:
-        rules.append((laid.query_segments == laid.key_segments) & (laid.key_segments != 0))
+        found.append((laid.query_segments == laid.key_segments) & (laid.key_segments != 0))
     if settings.left is not None or settings.right is not None:
         distance = (places[1][None, :] - places[0][:, None])[None, None, None]
-        rules += [distance >= -settings.left] if settings.left is not None else []
-        rules += [distance <= settings.right] if settings.right is not None else []
-    return reduce(jnp.logical_and, rules) if rules else None
+        near = [distance >= -settings.left] if settings.left is not None else []
+        near += [distance <= settings.right] if settings.right is not None else []
+        found.append(reduce(jnp.logical_and, near))
+    return found
 
 
 def hide(shown: Array | None, scores: Array, fill: Any) -> Array:

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from attention_zoo.functional import chunked
+from attention_zoo.functional import blocks, chunked
 from attention_zoo.functional.dot_product import dot_product_attention
 
 B, H, G, T, S, D, V = 2, 6, 3, 13, 17, 5, 7
@@ -68,12 +68,13 @@ def value_and_gradients(arguments: dict, implementation: str, chunk: int | None 
     return fast(run)(COTANGENT, *INPUTS, bias)
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_whole(case, float64, monkeypatch):
-    monkeypatch.setattr(chunked, "_LOOPS", 2)  # two chunks each; fewer loops compile faster
-    if len(case) % 2:  # a head at a time in half of the cases
-        monkeypatch.setattr(chunked, "_share", lambda: 1)
-        monkeypatch.setattr(chunked.os, "cpu_count", lambda: 1)
+def test_equals_the_whole(case, together, float64, monkeypatch):
+    monkeypatch.setattr(blocks, "_LOOPS", 2)  # two chunks each; fewer loops compile faster
+    if not together:  # a head at a time; else, forward and backward, all of them
+        monkeypatch.setattr(chunked, "few", lambda: 1)
+        monkeypatch.setattr(chunked, "FORWARD", 3 * CHUNK * S)  # one head more, which R = 2 heads of queries share
     expected = value_and_gradients(CASES[case], "plain")
     found = value_and_gradients(CASES[case], "chunked", CHUNK)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), found, expected)
@@ -81,7 +82,7 @@ def test_equals_the_whole(case, float64, monkeypatch):
 
 @pytest.mark.parametrize("offset", [2, "traced"])
 def test_a_bias_function_is_its_array_and_its_arrays_get_gradients(offset, float64, monkeypatch):
-    monkeypatch.setattr(chunked, "_LOOPS", 2)
+    monkeypatch.setattr(blocks, "_LOOPS", 2)
 
     def attention(implementation, as_array, slopes, table, offset):
         def bias(queries, keys):
@@ -110,7 +111,7 @@ def test_a_bias_function_is_its_array_and_its_arrays_get_gradients(offset, float
 
 
 def test_gradient_equals_finite_differences(float64, monkeypatch):
-    monkeypatch.setattr(chunked, "_LOOPS", 2)
+    monkeypatch.setattr(blocks, "_LOOPS", 2)
 
     # With dropout: the same weights are dropped going backward.
     def loss(inputs):
@@ -162,11 +163,9 @@ def test_padding_changes_no_result_and_no_gradient(garbage):
     queries, keys, values, cotangent = SINGLE
     clean = compiled(False)(queries, keys, values, np.broadcast_to(mask, MASK.shape), cotangent)
     hidden = ~np.swapaxes(mask, 2, 3)
-    dirty = compiled(False)(queries, np.where(hidden, np.float32(garbage), keys), values,
-                            np.broadcast_to(mask, MASK.shape), cotangent)  # fmt: skip
-    np.testing.assert_array_equal(dirty[0], clean[0])
-    if np.isfinite(garbage):  # else 0 * NaN, in the product of zero weights with keys
-        jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+    dirty = [np.where(hidden, np.float32(garbage), array) for array in (keys, values)]
+    dirty = compiled(False)(queries, *dirty, np.broadcast_to(mask, MASK.shape), cotangent)
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -179,7 +178,7 @@ def test_scores_of_ten_thousand_are_finite(dtype):
 
 
 def test_compiled_equals_eager_in_scan_checkpoint_and_export(monkeypatch):
-    monkeypatch.setattr(chunked, "_LOOPS", 2)
+    monkeypatch.setattr(blocks, "_LOOPS", 2)
     attention = partial(dot_product_attention, causal=True, implementation="chunked", chunk=CHUNK)
     expected = fast(attention)(*SINGLE[:3])
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
@@ -244,5 +243,5 @@ def test_a_core_works_on_what_fills_half_of_its_cache(monkeypatch, tmp_path):
         file.unlink(missing_ok=True)
         if text is not None:
             file.write_text(text, encoding="utf-8")
-        monkeypatch.setattr(chunked, "_CACHE", file)
-        assert chunked._share.__wrapped__() == share
+        monkeypatch.setattr(blocks, "_CACHE", file)
+        assert blocks._share.__wrapped__() == share

@@ -37,8 +37,8 @@ SOURCE_SIGHT, TARGET_SIGHT = (
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three queries at a time: chunks begin and end inside sequences."""
-    monkeypatch.setattr(chunked, "CHUNK", 3)
-    monkeypatch.setattr(chunked.attention, "__defaults__", (3,))
+    monkeypatch.setattr(chunked, "_CHUNK", 3)
+    monkeypatch.setattr(chunked, "_BOUNDED", 3)
 
 
 def influence(model, inputs, options, embeddings):

@@ -1,0 +1,62 @@
+"""How much of `chunked` attention is worked on at a time: blocks of examples and heads, and loops over their chunks."""
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention_zoo.functional.tiles import Call
+
+FORWARD = (
+    2**21
+)  # scores of a block going forward: of these XLA:CPU keeps few at a time, but wants many rows to share out
+_LOOPS = 8  # causal: each loop leaves out the keys that none of its chunks may see; 8 loops do 9/16 of the work
+_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # of a core's second level, as Linux tells it: "2048K"
+
+
+def blocks(call: Call, scores: int) -> tuple[jax.Array, tuple[int, int]]:
+    """Numbers of the blocks, and the examples and heads of keys of each: on a CPU about so many scores, else all."""
+    examples, heads, size, _ = call.keys.shape
+    fitting = max(1, scores // (call.queries.shape[2] * call.settings.rows * size))
+    if jax.default_backend() != "cpu":
+        fitting = examples * heads
+    if call.settings.bias is not None:  # the function makes those of all heads
+        fitting = max(fitting, heads)
+    block = _largest_divisor(examples, fitting // heads), _largest_divisor(heads, fitting)
+    return jnp.arange(examples * heads // (block[0] * block[1])), block
+
+
+def few() -> int:
+    """Scores that fit the caches of all cores."""
+    return (os.cpu_count() or 1) * _share()
+
+
+@cache
+def _share() -> int:
+    """Scores a core works on at a time: in float32 half of its second-level cache, or of 512 KB where nobody tells."""
+    try:
+        size = _CACHE.read_text(encoding="utf-8").strip()
+    except OSError:
+        size = ""
+    return 2**10 * int(size[:-1]) // 8 if re.fullmatch(r"[1-9]\d*K", size) else 2**16
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(divisor for divisor in range(1, number + 1) if number % divisor == 0 and divisor <= max(limit, 1))
+
+
+def loops(call: Call) -> list[tuple[int, int, int]]:
+    """(first chunk, end, columns) of the loops over chunks; the chunks of one loop need equally many columns."""
+    settings, size = call.settings, call.keys.shape[2]
+    count = call.queries.shape[3] // settings.rows
+    if settings.left is not None and settings.right is not None:
+        return [(0, count, min(size, settings.rows + settings.left + settings.right))]
+    if settings.right is None or settings.offset is None:
+        return [(0, count, size)]
+    edges = sorted({round(edge) for edge in np.linspace(0, count, _LOOPS + 1)})
+    seen = [min(size, max(1, end * settings.rows + settings.offset + settings.right)) for end in edges[1:]]
+    return list(zip(edges[:-1], edges[1:], seen, strict=True))
