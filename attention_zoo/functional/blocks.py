@@ -37,12 +37,12 @@ def few() -> int:
 
 @cache
 def _share() -> int:
-    """Scores a core works on at a time: in float32 half of its second-level cache, or of 512 KB where nobody tells."""
+    """Scores a core works on at a time: in float32 its second-level cache, or 512 KB where nobody tells its size."""
     try:
         size = _CACHE.read_text(encoding="utf-8").strip()
     except OSError:
         size = ""
-    return 2**10 * int(size[:-1]) // 8 if re.fullmatch(r"[1-9]\d*K", size) else 2**16
+    return 2**10 * int(size[:-1]) // 4 if re.fullmatch(r"[1-9]\d*K", size) else 2**17
 
 
 def _largest_divisor(number: int, limit: int) -> int:
