@@ -25,6 +25,7 @@ from attention_zoo.functional.tiles import (
     merge_heads,
     score,
 )
+from attention_zoo.functional.weighing import whole
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
 IMPLEMENTATIONS = ("plain", "chunked", "cudnn", "tokamax")
@@ -96,10 +97,10 @@ def dot_product_attention(
         raise ValueError(f"{_NAME}: implementation {implementation!r} wants {refused}")
     if implementation in ("cudnn", "tokamax"):
         context = kernel(implementation, call)
-    elif implementation == "chunked" and queries.shape[-2] * keys.shape[-2]:
+    elif implementation == "chunked" and queries.size and keys.size:
         context = chunked.attention(call, chunk)
     else:
-        context = _plain(call)
+        context = whole(call)
     return context.reshape(*queries.shape[:-1], values.shape[-1])
 
 
@@ -275,16 +276,6 @@ def _weights(call: Call, places: Places) -> Array:
         products = hide(shown, products, 0)  # the slope of tanh at NaN is NaN
     scores = score(call.settings, products, bias_at(call, places, call.laid.bias, call.loose.arrays))
     return softmax(scores, None if shown is None else jnp.broadcast_to(shown, scores.shape))
-
-
-def _plain(call: Call) -> Array:
-    weights = _weights(call, everywhere(call))
-    if call.settings.dropout:
-        assert call.loose.key is not None  # checked with the arguments
-        share = 1 - call.settings.dropout
-        weights = jnp.where(jax.random.bernoulli(call.loose.key, share, weights.shape), weights / share, 0)
-    # Rounding the weights to half precision first would err about as much again as rounding the context does.
-    return jnp.einsum("bgrts,bgsv->bgrtv", weights, call.values).astype(call.values.dtype)
 
 
 def _check_numbers(name: str, numbers: Array, size: int) -> None:

@@ -1,0 +1,131 @@
+"""Attention within one tile of scores: what the products, the bias and the masks make of it, and what it reads.
+
+XLA:CPU takes a product, its softmax and the next product in one go, in its caches, and `read` is written so that it
+can: nothing is chosen by `where` (masks are added, as 0 and -inf), no reshape stands between the products, the maximum
+starts from the lowest number instead of being compared with it, and no other result is asked for.
+"""
+
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from attention_zoo.functional.tiles import Call, Laid, Tile, bias_at, over, part, positions, rules, score
+from attention_zoo.notation import Array
+
+
+def whole(call: Call) -> jax.Array:
+    """Context [B, G, R, T, V], all queries at once. JAX differentiates it, and keeps the weights of all for that."""
+    call, tile = cleared(call, visible(call.laid)), Tile(0, 0, call.queries.shape[3], call.keys.shape[2])
+    return read(call._replace(settings=call.settings._replace(rows=tile.rows)), tile, wide=True)
+
+
+def visible(laid: Laid) -> list[jax.Array]:
+    """Which keys somebody may see, [B, G, S, 1] each; all have to agree."""
+    seen = [jnp.any(mask, axis=(2, 3))[..., None] for mask in (laid.mask, laid.real) if mask is not None]
+    return seen if laid.key_segments is None else [*seen, laid.key_segments[:, :, 0, 0, :, None] != 0]
+
+
+def cleared(call: Call, seen: list[Array]) -> Call:
+    """Zeros for the keys and values that nobody sees: a NaN plus -inf would not be hidden."""
+    keys, values = (
+        reduce(lambda kept, rule: jnp.where(rule, kept, 0), seen, array) for array in (call.keys, call.values)
+    )
+    return call._replace(keys=keys, values=values)
+
+
+def read(call: Call, tile: Tile, wide: bool = False) -> jax.Array:
+    """Context [B, G, R, t, V] of a tile; `wide`: its weights stay in float32 at least, whatever the values are in."""
+    compute, bias = scores_of(call, tile)
+    keys, values = (merge(call, columns_of(array, tile)) for array in (call.keys, call.values))
+    products = products_of(merge(call, rows_of(call.queries, tile)) * scales(call)[0], keys)
+    weights, total = exponentials(compute(products, bias))
+    (weights,) = dropped(call, tile, weights)
+    if not wide and jax.default_backend() != "cpu":  # which multiplies in float32 anyway: there rounding gains nothing
+        weights = weights.astype(values.dtype)
+    # The sum divides the context, not the weights: V numbers a row, not S.
+    context = matmul("...ts,...sv->...tv", weights, values) / total
+    return context.astype(values.dtype).reshape(*call.queries.shape[:3], tile.rows, -1)
+
+
+def exponentials(scores: Array) -> tuple[jax.Array, jax.Array]:
+    """exp(scores - largest of the row), and the sum of each row: 0s and 1 where all scores are hidden."""
+    # Never -inf, also in a row of nothing else: its weights are exp(-inf) = 0, and so are those of all hidden scores.
+    lowest, fixed = jnp.finfo(scores.dtype).min, jax.lax.stop_gradient(scores)
+    weights = jnp.exp(scores - jax.lax.reduce(fixed, lowest, jax.lax.max, (scores.ndim - 1,))[..., None])
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    # The largest itself is a 1, and only an empty row's sum is below. The slope of a maximum of equals would be 1/2.
+    return weights, total + jax.lax.stop_gradient(jnp.maximum(total, 1) - total)
+
+
+def scores_of(call: Call, tile: Tile) -> tuple[Callable[..., jax.Array], tuple[Any, Any]]:
+    """The function (products, bias) -> scores of a tile, and the bias. Products are those of `products_of`."""
+    places = positions(call, tile)
+    laid = jax.tree.map(partial(over, tile=tile), call.laid)
+    hidden = [_lie(call, jnp.where(rule, 0, -jnp.inf)) for rule in rules(call.settings, places, laid)]
+
+    def compute(products: Array, bias: Any) -> jax.Array:
+        laid = bias_at(call, places, *bias)
+        settings = call.settings._replace(scale=scales(call)[1])
+        scores = score(settings, products, None if laid is None else _lie(call, laid))
+        for added in hidden:
+            scores = scores + added.astype(scores.dtype)
+        return scores
+
+    return compute, (laid.bias, call.loose.arrays)
+
+
+def scales(call: Call) -> tuple[float, float]:
+    """What to multiply queries by, and products: the first are fewer, but half precision would round them."""
+    half = call.queries.dtype.itemsize < 4
+    return (1.0, call.settings.scale) if half else (call.settings.scale, 1.0)
+
+
+def _lie(call: Call, array: Array) -> Array:
+    """What broadcasts against [B, G, R, t, s], so that it does against the scores of `products_of`."""
+    shape, shared = array.shape, call.queries.shape[2]
+    if shape[2:4] != (1, 1):
+        shape = (*shape[:2], shared, call.settings.rows, shape[4])
+    return merge(call, jnp.broadcast_to(array, shape))
+
+
+def products_of(left: Array, right: Array) -> jax.Array:
+    """[B, G, r, D] with [B, G, s, D]: every row with every column, [B, G, r, s]."""
+    return matmul("...rd,...sd->...rs", left, right)
+
+
+def matmul(axes: str, left: Array, right: Array) -> jax.Array:
+    """`jnp.einsum`, in float32 at least."""
+    return jnp.einsum(axes, left, right, preferred_element_type=jnp.promote_types(left.dtype, jnp.float32))
+
+
+def merge(call: Call, array: Array) -> Array:
+    """[B, G, R, t, W] as [B, G, R t, W], and [B, G, s, W] as it is, in both without an axis of one example or one head.
+
+    XLA:CPU takes a product, its softmax and the next product in one go where no reshape parts them, and would reshape
+    to leave out such an axis.
+    """
+    lead = [size for size, whole in zip(array.shape[:2], call.keys.shape[:2], strict=True) if whole != 1]
+    return array.reshape(*lead, -1, array.shape[-1])
+
+
+def dropped(call: Call, tile: Tile, *arrays: Array) -> tuple[Array, ...]:
+    """The arrays with the same entries dropped, forward and backward."""
+    if not call.settings.dropout:
+        return arrays
+    assert call.loose.key is not None  # checked with the arguments
+    share = 1 - call.settings.dropout
+    kept = jax.random.bernoulli(jax.random.fold_in(call.loose.key, tile.row), share, arrays[0].shape)
+    return tuple(jnp.where(kept, array / share, 0) for array in arrays)
+
+
+def rows_of(array: Array, tile: Tile) -> Array:
+    """A tile's part of what has a row for each query, [B, G, R, T, ...]."""
+    return part(array, tile.row, tile.rows, 3)
+
+
+def columns_of(array: Array, tile: Tile) -> Array:
+    """A tile's part of the keys or values, [B, G, S, ...]."""
+    return part(array, tile.column, tile.columns, 2)
