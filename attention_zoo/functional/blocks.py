@@ -11,9 +11,8 @@ import numpy as np
 
 from attention_zoo.functional.tiles import Call
 
-FORWARD = (
-    2**21
-)  # scores of a block going forward: of these XLA:CPU keeps few at a time, but wants many rows to share out
+# Scores of a block going forward: XLA:CPU keeps few of them at a time, but wants many rows to share out.
+FORWARD = 2**21
 _LOOPS = 8  # causal: each loop leaves out the keys that none of its chunks may see; 8 loops do 9/16 of the work
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # of a core's second level, as Linux tells it: "2048K"
 

@@ -22,6 +22,7 @@ from attention_zoo.functional.tiles import (
     part,
 )
 from attention_zoo.functional.weighing import (
+    Seen,
     cleared,
     columns_of,
     dropped,
@@ -33,17 +34,19 @@ from attention_zoo.functional.weighing import (
     rows_of,
     scales,
     scores_of,
-    visible,
+    seen,
 )
 from attention_zoo.notation import Array
 
 Corner = tuple[Array, Array]
-_CHUNK, _BOUNDED = 512, 256  # queries at a time, also where each sees its past or a window and others are left out
+_CHUNK = 256  # queries at a time
+_CHUNK_OF_CPU = 512  # on a CPU, where all keys are seen: smaller ones leave out more of a causal mask or a window
 
 
 def attention(call: Call, chunk: int | None = None) -> jax.Array:
     """Context [B, G, R, T, V], `chunk` queries at a time."""
-    chunk = chunk or (_CHUNK if call.settings.left is call.settings.right is None else _BOUNDED)
+    bounded = call.settings.left is not None or call.settings.right is not None
+    chunk = chunk or (_CHUNK if bounded or jax.default_backend() != "cpu" else _CHUNK_OF_CPU)
     if call.queries.dtype == jnp.float16:  # its exponents are too few for gradients that are divided by sums
         wide = {name: getattr(call, name).astype(jnp.float32) for name in ("queries", "keys", "values")}
         return attention(call._replace(**wide), chunk).astype(jnp.float16)
@@ -55,7 +58,9 @@ def attention(call: Call, chunk: int | None = None) -> jax.Array:
     settings = call.settings._replace(rows=rows)
     run = jax.custom_vjp(lambda *arguments: _forward(settings, *arguments)[0])
     run.defvjp(partial(_forward, settings), partial(_backward, settings))
-    return run(pad(call.queries), call.keys, call.values, laid, call.loose, visible(call.laid))[:, :, :, :size]
+    known = seen(call)
+    known = known._replace(queries=[rule if rule.shape[3] == 1 else pad(rule) for rule in known.queries])
+    return run(pad(call.queries), call.keys, call.values, laid, call.loose, known)[:, :, :, :size]
 
 
 def _pad(array: Array, missing: int) -> Array:
@@ -63,7 +68,7 @@ def _pad(array: Array, missing: int) -> Array:
     return array if missing == 0 else jnp.pad(array, [(0, 0)] * 3 + [(0, missing), (0, 0)])
 
 
-def _cut(call: Call, seen: list[Array], number: Array, size: tuple[int, int]) -> tuple[Call, Corner]:
+def _cut(call: Call, known: Seen, number: Array, size: tuple[int, int]) -> tuple[Call, Corner]:
     """The call of one block, and where it lies: its first example and head of keys."""
     start, heads = number * size[0] * size[1], call.keys.shape[1]
     corner = (start // heads, start % heads)
@@ -74,16 +79,16 @@ def _cut(call: Call, seen: list[Array], number: Array, size: tuple[int, int]) ->
         return array
 
     key = None if call.loose.key is None else jax.random.fold_in(call.loose.key, number)
-    queries, keys, values, laid, seen = jax.tree.map(cut, (call.queries, call.keys, call.values, call.laid, seen))
-    return cleared(Call(call.settings, queries, keys, values, laid, call.loose._replace(key=key)), seen), corner
+    queries, keys, values, laid, known = jax.tree.map(cut, (call.queries, call.keys, call.values, call.laid, known))
+    return cleared(Call(call.settings, queries, keys, values, laid, call.loose._replace(key=key)), known), corner
 
 
 def _forward(settings: Settings, *arguments: Any) -> Any:
-    call, seen = Call(settings, *arguments[:-1]), arguments[-1]
+    call, known = Call(settings, *arguments[:-1]), arguments[-1]
     numbers, size = blocks(call, few() if settings.dropout else FORWARD)
 
     def block(context: Array, number: Array) -> Any:
-        here, corner = _cut(call, seen, number, size)
+        here, corner = _cut(call, known, number, size)
 
         def step(context: Array, number: Array, columns: int) -> Any:
             tile = _tile(here, number, columns)
@@ -110,12 +115,12 @@ def _tile(call: Call, number: Array, columns: int) -> Tile:
 
 
 def _backward(settings: Settings, kept: Any, gradient: Array) -> Any:
-    (*arguments, seen), context = kept
+    (*arguments, known), context = kept
     call = Call(settings, *arguments)
     numbers, size = blocks(call, few())
 
     def block(found: Any, number: Array) -> Any:
-        here, corner = _cut(call, seen, number, size)
+        here, corner = _cut(call, known, number, size)
         queries, keys, values, rest = found
         turned = tuple(jnp.zeros(_turned(array).shape, _wide(array)) for array in (here.keys, here.values))
 

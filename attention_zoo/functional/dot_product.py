@@ -67,6 +67,7 @@ def dot_product_attention(
         segments: numbers of the packed sequences, of queries [..., T] and of keys [..., S]; 0 marks padding.
         bias: added to the scores; an array that broadcasts against [..., H, T, S], or a function of query positions
             t + offset and key positions, [t] and [s], giving [H or 1, t, s]: called for a chunk at a time.
+            Neither infinite (but -infinity) nor NaN, also where a score is hidden.
         soft_cap: scores become `c tanh(scores / c)`, before the bias.
         scale: of the products; 1 / sqrt(D) by default.
         dropout: share of the weights that become zero, each by itself, drawn with `key`; the others are divided by

@@ -19,7 +19,7 @@ class Settings(NamedTuple):
     """What is known while tracing. A query at position p sees keys p - left <= s <= p + right; None = no bound.
 
     `bias` is the bias function: (arrays, constants, query positions, key positions) -> [H or 1, t, s]. `rows` are the
-    queries of a chunk, `groups` the heads of keys of the whole call; only `chunked` sets and reads these.
+    queries of a tile; only `chunked` and `weighing` set and read it.
     """
 
     scale: float
@@ -30,7 +30,6 @@ class Settings(NamedTuple):
     dropout: float = 0.0
     bias: Callable[[Any, Any, Array, Array], Array] | None = None
     rows: int = 0
-    groups: int = 0
 
 
 class Laid(NamedTuple):

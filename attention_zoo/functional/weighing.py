@@ -7,33 +7,53 @@ starts from the lowest number instead of being compared with it, and no other re
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.tiles import Call, Laid, Tile, bias_at, over, part, positions, rules, score
+from attention_zoo.functional.tiles import Call, Tile, bias_at, everywhere, over, part, positions, rules, score
 from attention_zoo.notation import Array
+
+
+class Seen(NamedTuple):
+    """Which queries see anything, [B, G, R, T, 1] each; which keys anybody sees, [B, G, S, 1]: all have to agree."""
+
+    queries: list[Array]
+    keys: list[Array]
 
 
 def whole(call: Call) -> jax.Array:
     """Context [B, G, R, T, V], all queries at once. JAX differentiates it, and keeps the weights of all for that."""
-    call, tile = cleared(call, visible(call.laid)), Tile(0, 0, call.queries.shape[3], call.keys.shape[2])
+    call, tile = cleared(call, seen(call)), Tile(0, 0, call.queries.shape[3], call.keys.shape[2])
     return read(call._replace(settings=call.settings._replace(rows=tile.rows)), tile, wide=True)
 
 
-def visible(laid: Laid) -> list[jax.Array]:
-    """Which keys somebody may see, [B, G, S, 1] each; all have to agree."""
-    seen = [jnp.any(mask, axis=(2, 3))[..., None] for mask in (laid.mask, laid.real) if mask is not None]
-    return seen if laid.key_segments is None else [*seen, laid.key_segments[:, :, 0, 0, :, None] != 0]
+def seen(call: Call) -> Seen:
+    """What is known of them without looking at every pair of numbers or at several rules together."""
+    laid, settings = call.laid, call.settings
+    masks = [mask for mask in (laid.mask, laid.real) if mask is not None]
+    queries = [jnp.any(mask, axis=4, keepdims=True) for mask in masks]
+    keys = [jnp.any(mask, axis=(2, 3))[..., None] for mask in masks]
+    if laid.query_segments is not None and laid.key_segments is not None:
+        queries, keys = [*queries, laid.query_segments != 0], [*keys, laid.key_segments[:, :, 0, 0, :, None] != 0]
+    standing, places = everywhere(call)
+    if settings.left is not None and standing.size:
+        keys.append((places >= standing[0] - settings.left)[None, None, :, None])
+    if settings.right is not None and standing.size:
+        keys.append((places <= standing[-1] + settings.right)[None, None, :, None])
+    return Seen(queries, keys)
 
 
-def cleared(call: Call, seen: list[Array]) -> Call:
-    """Zeros for the keys and values that nobody sees: a NaN plus -inf would not be hidden."""
-    keys, values = (
-        reduce(lambda kept, rule: jnp.where(rule, kept, 0), seen, array) for array in (call.keys, call.values)
+def cleared(call: Call, seen: Seen) -> Call:
+    """Zeros where nothing sees or is seen: a NaN plus -inf would not be hidden."""
+    clear = partial(reduce, lambda kept, rule: jnp.where(rule, kept, 0))
+    queries, keys, values = (
+        clear(seen.queries, call.queries),
+        clear(seen.keys, call.keys),
+        clear(seen.keys, call.values),
     )
-    return call._replace(keys=keys, values=values)
+    return call._replace(queries=queries, keys=keys, values=values)
 
 
 def read(call: Call, tile: Tile, wide: bool = False) -> jax.Array:
@@ -54,7 +74,10 @@ def exponentials(scores: Array) -> tuple[jax.Array, jax.Array]:
     """exp(scores - largest of the row), and the sum of each row: 0s and 1 where all scores are hidden."""
     # Never -inf, also in a row of nothing else: its weights are exp(-inf) = 0, and so are those of all hidden scores.
     lowest, fixed = jnp.finfo(scores.dtype).min, jax.lax.stop_gradient(scores)
-    weights = jnp.exp(scores - jax.lax.reduce(fixed, lowest, jax.lax.max, (scores.ndim - 1,))[..., None])
+    largest = jax.lax.reduce(fixed, lowest, jax.lax.max, (scores.ndim - 1,))[..., None]
+    if scores.shape[-1] == 1:  # XLA takes a reduction of one number for a reshape, and forgets where it started
+        largest = jnp.maximum(fixed, lowest)
+    weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     # The largest itself is a 1, and only an empty row's sum is below. The slope of a maximum of equals would be 1/2.
     return weights, total + jax.lax.stop_gradient(jnp.maximum(total, 1) - total)
@@ -69,7 +92,8 @@ def scores_of(call: Call, tile: Tile) -> tuple[Callable[..., jax.Array], tuple[A
     def compute(products: Array, bias: Any) -> jax.Array:
         laid = bias_at(call, places, *bias)
         settings = call.settings._replace(scale=scales(call)[1])
-        scores = score(settings, products, None if laid is None else _lie(call, laid))
+        # Wide before it is spread out: its gradient is summed over what it was spread to.
+        scores = score(settings, products, None if laid is None else _lie(call, laid.astype(products.dtype)))
         for added in hidden:
             scores = scores + added.astype(scores.dtype)
         return scores

@@ -168,6 +168,42 @@ def test_padding_changes_no_result_and_no_gradient(garbage):
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
 
 
+@pytest.mark.parametrize("implementation", ["plain", "chunked"])
+def test_what_sees_nothing_or_is_seen_by_nobody_may_hold_anything(implementation):
+    """A query in an empty row, keys and values beyond a causal mask or a window, wherever the first query stands."""
+    rows = np.arange(T)[:, None] != 2
+    for options in ({"causal": True, "offset": 2}, {"window": (1, 2), "offset": jnp.array(0)}):
+
+        def run(queries, keys, values, options=options):
+            attention = partial(dot_product_attention, mask=rows, **options, implementation=implementation)
+            context, pull_back = jax.vjp(attention, queries, keys, values)
+            return context, *pull_back(SINGLE[3])
+
+        clean, unseen = fast(run)(*SINGLE[:3]), np.s_[:, :, T + 2 :]
+        queries, keys, values = (array.copy() for array in SINGLE[:3])
+        queries[:, :, 2], keys[unseen], values[unseen] = np.nan, np.inf, np.nan
+        jax.tree.map(np.testing.assert_array_equal, fast(run)(queries, keys, values), clean)
+
+
+@pytest.mark.parametrize("implementation", ["plain", "chunked"])
+def test_one_key_that_nobody_sees(implementation):
+    """XLA reduces one column by a reshape, whatever the reduction starts from."""
+    options = {"implementation": implementation, "chunk": 3 if implementation == "chunked" else None}
+
+    def run(queries, keys, values, cotangent, **hidden):
+        attention = partial(dot_product_attention, **options, **hidden)
+        context, pull_back = jax.vjp(attention, queries, keys, values)
+        return context, *pull_back(cotangent)
+
+    queries, keys, values, cotangent = SINGLE
+    one = fast(partial(run, lengths=jnp.array([0, 1])))(queries, keys[:, :, :1], values[:, :, :1], cotangent)
+    assert all(np.all(np.asarray(array[0]) == 0) and np.all(np.isfinite(array)) for array in one)
+    np.testing.assert_allclose(one[0][1], np.broadcast_to(np.repeat(values[1, :, :1], H // G, 0), (H, T, V)), rtol=1e-6)
+    late = fast(partial(run, causal=True, offset=-4))(queries, keys, values, cotangent)  # the first chunk sees nothing
+    assert all(np.all(np.isfinite(array)) for array in late)
+    np.testing.assert_array_equal(late[0][:, :, :4], 0)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scores_of_ten_thousand_are_finite(dtype):
     arguments = [jnp.asarray(scale * array, dtype) for scale, array in zip((150, 150, 1, 1), SINGLE, strict=True)]

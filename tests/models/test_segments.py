@@ -38,7 +38,7 @@ SOURCE_SIGHT, TARGET_SIGHT = (
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three queries at a time: chunks begin and end inside sequences."""
     monkeypatch.setattr(chunked, "_CHUNK", 3)
-    monkeypatch.setattr(chunked, "_BOUNDED", 3)
+    monkeypatch.setattr(chunked, "_CHUNK_OF_CPU", 3)
 
 
 def influence(model, inputs, options, embeddings):
