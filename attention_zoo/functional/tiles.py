@@ -19,7 +19,7 @@ class Settings(NamedTuple):
     """What is known while tracing. A query at position p sees keys p - left <= s <= p + right; None = no bound.
 
     `bias` is the bias function: (arrays, constants, query positions, key positions) -> [H or 1, t, s]. `rows` are the
-    queries of a tile; only `chunked` and `weighing` set and read it.
+    queries of a tile, which `chunked` and `weighing` set.
     """
 
     scale: float

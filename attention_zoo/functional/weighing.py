@@ -1,7 +1,7 @@
 """Attention within one tile of scores: what the products, the bias and the masks make of it, and what it reads.
 
 XLA:CPU takes a product, its softmax and the next product in one go, in its caches, and `read` is written so that it
-can: nothing is chosen by `where` (masks are added, as 0 and -inf), no reshape stands between the products, the maximum
+can: no score is chosen by `where` (masks are added, as 0 and -inf), no reshape stands between the products, the maximum
 starts from the lowest number instead of being compared with it, and no other result is asked for.
 """
 
@@ -37,11 +37,13 @@ def seen(call: Call) -> Seen:
     keys = [jnp.any(mask, axis=(2, 3))[..., None] for mask in masks]
     if laid.query_segments is not None and laid.key_segments is not None:
         queries, keys = [*queries, laid.query_segments != 0], [*keys, laid.key_segments[:, :, 0, 0, :, None] != 0]
-    standing, places = everywhere(call)
-    if settings.left is not None and standing.size:
-        keys.append((places >= standing[0] - settings.left)[None, None, :, None])
-    if settings.right is not None and standing.size:
-        keys.append((places <= standing[-1] + settings.right)[None, None, :, None])
+    standing, places = everywhere(call)  # distances are compared, as a bound may be too large to be added to
+    if settings.left is not None:
+        queries.append((standing - (call.keys.shape[2] - 1) <= settings.left)[None, None, None, :, None])
+        keys += [(places - standing[0] >= -settings.left)[None, None, :, None]] if standing.size else []
+    if settings.right is not None:
+        queries.append((standing >= -settings.right)[None, None, None, :, None])
+        keys += [(places - standing[-1] <= settings.right)[None, None, :, None]] if standing.size else []
     return Seen(queries, keys)
 
 

@@ -171,8 +171,9 @@ def test_padding_changes_no_result_and_no_gradient(garbage):
 @pytest.mark.parametrize("implementation", ["plain", "chunked"])
 def test_what_sees_nothing_or_is_seen_by_nobody_may_hold_anything(implementation):
     """A query in an empty row, keys and values beyond a causal mask or a window, wherever the first query stands."""
-    rows = np.arange(T)[:, None] != 2
-    for options in ({"causal": True, "offset": 2}, {"window": (1, 2), "offset": jnp.array(0)}):
+    rows, far = np.arange(T)[:, None] != 2, 2**31 - 1
+    late, early = {"window": (1, 2), "offset": jnp.array(0)}, {"causal": True, "window": (far, far), "offset": -3}
+    for options, empty in (({"causal": True, "offset": 2}, 2), (late, 2), (early, 1)):
 
         def run(queries, keys, values, options=options):
             attention = partial(dot_product_attention, mask=rows, **options, implementation=implementation)
@@ -181,7 +182,7 @@ def test_what_sees_nothing_or_is_seen_by_nobody_may_hold_anything(implementation
 
         clean, unseen = fast(run)(*SINGLE[:3]), np.s_[:, :, T + 2 :]
         queries, keys, values = (array.copy() for array in SINGLE[:3])
-        queries[:, :, 2], keys[unseen], values[unseen] = np.nan, np.inf, np.nan
+        queries[:, :, empty], keys[unseen], values[unseen] = np.nan, np.inf, np.nan
         jax.tree.map(np.testing.assert_array_equal, fast(run)(queries, keys, values), clean)
 
 
