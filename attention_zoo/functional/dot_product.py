@@ -1,6 +1,7 @@
 """Scaled dot-product attention with all that a Transformer needs: whole, in chunks, or by an outside kernel."""
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import jax
@@ -205,8 +206,8 @@ def _call(
         settings, loose = settings._replace(bias=function), loose._replace(arrays=arrays, constants=constants)
     else:
         laid = laid._replace(bias=_lay("bias", bias, full, split))
-    queries = queries.reshape(-1, *split, size, width)
-    keys, values = (array.reshape(-1, *array.shape[-3:]) for array in (keys, values))
+    queries = queries.reshape(prod(lead), *split, size, width)
+    keys, values = (array.reshape(prod(lead), *array.shape[-3:]) for array in (keys, values))
     return Call(settings, queries, keys, values, laid, loose, lengths)
 
 
@@ -236,7 +237,7 @@ def _lay(name: str, array: Any, full: tuple[int, ...], split: tuple[int, int]) -
     lead, heads = shape[:-3], (1, 1) if shape[-3] == 1 else split
     if max(lead, default=1) > 1:
         lead = full[:-3]
-    return jnp.broadcast_to(array.reshape(shape), (*lead, *shape[-3:])).reshape(-1, *heads, *shape[-2:])
+    return jnp.broadcast_to(array.reshape(shape), (*lead, *shape[-3:])).reshape(prod(lead), *heads, *shape[-2:])
 
 
 def _apart(bias: Bias, heads: int) -> tuple[Callable[..., Array], list[Array], list[Array]]:

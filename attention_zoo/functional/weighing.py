@@ -7,6 +7,7 @@ starts from the lowest number instead of being compared with it, and no other re
 
 from collections.abc import Callable
 from functools import partial, reduce
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -50,12 +51,8 @@ def seen(call: Call) -> Seen:
 def cleared(call: Call, seen: Seen) -> Call:
     """Zeros where nothing sees or is seen: a NaN plus -inf would not be hidden."""
     clear = partial(reduce, lambda kept, rule: jnp.where(rule, kept, 0))
-    queries, keys, values = (
-        clear(seen.queries, call.queries),
-        clear(seen.keys, call.keys),
-        clear(seen.keys, call.values),
-    )
-    return call._replace(queries=queries, keys=keys, values=values)
+    keys, values = clear(seen.keys, call.keys), clear(seen.keys, call.values)
+    return call._replace(queries=clear(seen.queries, call.queries), keys=keys, values=values)
 
 
 def read(call: Call, tile: Tile, wide: bool = False) -> jax.Array:
@@ -69,7 +66,7 @@ def read(call: Call, tile: Tile, wide: bool = False) -> jax.Array:
         weights = weights.astype(values.dtype)
     # The sum divides the context, not the weights: V numbers a row, not S.
     context = matmul("...ts,...sv->...tv", weights, values) / total
-    return context.astype(values.dtype).reshape(*call.queries.shape[:3], tile.rows, -1)
+    return context.astype(values.dtype).reshape(*call.queries.shape[:3], tile.rows, context.shape[-1])
 
 
 def exponentials(scores: Array) -> tuple[jax.Array, jax.Array]:
@@ -134,7 +131,7 @@ def merge(call: Call, array: Array) -> Array:
     to leave out such an axis.
     """
     lead = [size for size, whole in zip(array.shape[:2], call.keys.shape[:2], strict=True) if whole != 1]
-    return array.reshape(*lead, -1, array.shape[-1])
+    return array.reshape(*lead, prod(array.shape[2:-1]), array.shape[-1])
 
 
 def dropped(call: Call, tile: Tile, *arrays: Array) -> tuple[Array, ...]:

@@ -72,9 +72,9 @@ def value_and_gradients(arguments: dict, implementation: str, chunk: int | None 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_whole(case, together, float64, monkeypatch):
     monkeypatch.setattr(blocks, "_LOOPS", 2)  # two chunks each; fewer loops compile faster
-    if not together:  # a head at a time; else, forward and backward, all of them
+    if not together:  # an example at a time going forward, one head of keys backward; else all of them
         monkeypatch.setattr(chunked, "few", lambda: 1)
-        monkeypatch.setattr(chunked, "FORWARD", 3 * CHUNK * S)  # one head more, which R = 2 heads of queries share
+        monkeypatch.setattr(chunked, "FORWARD", H * CHUNK * S)
     expected = value_and_gradients(CASES[case], "plain")
     found = value_and_gradients(CASES[case], "chunked", CHUNK)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), found, expected)
@@ -203,6 +203,16 @@ def test_one_key_that_nobody_sees(implementation):
     late = fast(partial(run, causal=True, offset=-4))(queries, keys, values, cotangent)  # the first chunk sees nothing
     assert all(np.all(np.isfinite(array)) for array in late)
     np.testing.assert_array_equal(late[0][:, :, :4], 0)
+
+
+@pytest.mark.parametrize("implementation", ["plain", "chunked", None])
+@pytest.mark.parametrize(("examples", "rows", "columns"), [(0, T, S), (B, 0, S), (B, T, 0), (0, 150, 150)])
+def test_nothing_of_an_axis(examples, rows, columns, implementation):
+    shapes = ((examples, H, rows, D), (examples, G, columns, D), (examples, G, columns, V))
+    attention = partial(dot_product_attention, causal=True, implementation=implementation)
+    context, pull_back = jax.vjp(attention, *map(jnp.ones, shapes))
+    assert context.shape == (examples, H, rows, V) and not context.any()
+    assert [gradient.shape for gradient in pull_back(context)] == list(shapes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
