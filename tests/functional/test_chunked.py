@@ -173,14 +173,17 @@ def test_what_sees_nothing_or_is_seen_by_nobody_may_hold_anything(implementation
     """A query in an empty row, keys and values beyond a causal mask or a window, wherever the first query stands."""
     rows, far = np.arange(T)[:, None] != 2, 2**31 - 1
     late, early = {"window": (1, 2), "offset": jnp.array(0)}, {"causal": True, "window": (far, far), "offset": -3}
-    for options, empty in (({"causal": True, "offset": 2}, 2), (late, 2), (early, 1)):
+    behind, ahead = np.s_[:, :, :3], np.s_[:, :, T + 2 :]
+    cases = (({"causal": True, "offset": 2}, 2, ahead), (late, 2, ahead), (early, 1, ahead),
+             ({"window": (1, 9), "offset": 4}, 2, behind), ({"window": (1, 1), "offset": 9}, 12, behind))  # fmt: skip
+    for options, empty, unseen in cases:
 
         def run(queries, keys, values, options=options):
             attention = partial(dot_product_attention, mask=rows, **options, implementation=implementation)
             context, pull_back = jax.vjp(attention, queries, keys, values)
             return context, *pull_back(SINGLE[3])
 
-        clean, unseen = fast(run)(*SINGLE[:3]), np.s_[:, :, T + 2 :]
+        clean = fast(run)(*SINGLE[:3])
         queries, keys, values = (array.copy() for array in SINGLE[:3])
         queries[:, :, empty], keys[unseen], values[unseen] = np.nan, np.inf, np.nan
         jax.tree.map(np.testing.assert_array_equal, fast(run)(queries, keys, values), clean)
