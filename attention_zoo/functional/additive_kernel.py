@@ -11,7 +11,14 @@ from jax.experimental.pallas import triton
 
 # Up to here the product of two 1 + e^2(q + k) is a normal float32 number.
 MODERATE = 10.8
-Inverse = Callable[[jax.Array], jax.Array]
+FEWEST = 8  # rows of a block: with less, a thread reads more than it computes
+
+
+class Arithmetic(NamedTuple):
+    """1 / x, and x y + z: for each the GPU has an instruction that XLA does not make of JAX's operations."""
+
+    inverse: Callable[[jax.Array], jax.Array]
+    fused: Callable[[Any, Any, Any], jax.Array]
 
 
 class Block(NamedTuple):
@@ -22,21 +29,44 @@ class Block(NamedTuple):
     terms: int
     warps: int
 
-    def fit(self, rows: int, columns: int) -> "Block":
-        """The same for an array that may be smaller than the block."""
-        rows, columns = (pl.next_power_of_2(max(size, 1)) for size in (rows, columns))
-        return self._replace(rows=min(self.rows, rows), columns=min(self.columns, columns))
+
+class Layout(NamedTuple):
+    """How an array [B, rows, columns] of sums of so many terms is computed.
+
+    grid: of blocks: examples, rows, columns; and the parts in which each sum is cut.
+    terms: in one part, a multiple of those in one step.
+    """
+
+    block: Block
+    grid: tuple[int, int, int, int]
+    terms: int
 
 
 class Plan(NamedTuple):
     """The blocks of the scores [T, S], and of the gradients of queries and keys, [T, D] and [S, D].
 
+    programs: how many there should be at least, so that a GPU has others to run while one waits for its inputs. Where
+        there are fewer blocks they get less rows, and then several programs share the sums of one.
     interpret: by operations of JAX that every backend has, slowly: for tests.
     """
 
     scores: Block = Block(16, 128, 8, 4)
     slopes: Block = Block(32, 64, 8, 4)  # fewer columns than threads, or Triton exchanges each row of the sum
+    programs: int = 1024
     interpret: bool = False
+
+    def layout(self, block: Block, shape: tuple[int, ...], terms: int) -> Layout:
+        """Of an array [B, rows, columns], with blocks that may be smaller."""
+        batch, *sizes = shape
+        high, wide = (pl.next_power_of_2(max(size, 1)) for size in sizes)
+        block = block._replace(rows=min(block.rows, high), columns=min(block.columns, wide))
+        blocks = lambda rows: batch * -(-sizes[0] // rows) * -(-sizes[1] // block.columns)  # noqa: E731
+        while block.rows > FEWEST and blocks(block.rows) < self.programs:
+            block = block._replace(rows=block.rows // 2)
+        steps = -(-terms // block.terms)
+        each = -(-steps // max(1, self.programs // blocks(block.rows)))
+        grid = batch, -(-sizes[0] // block.rows), -(-sizes[1] // block.columns), -(-steps // each)
+        return Layout(block, grid, each * block.terms)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -57,25 +87,25 @@ def additive_scores(
         scores [B, T, S].
     """
     (batch, steps, width), source = queries.shape, keys.shape[1]
-    block = plan.scores.fit(steps, source)
+    block, grid, depth = plan.layout(plan.scores, (batch, steps, source), width)
+    parts = grid[-1]
     rows, columns = (jnp.swapaxes(_exponentials(array, moderate), 1, 2) for array in (queries, keys))
-    rows, columns = _filled(rows, block.terms, block.rows), _filled(columns, block.terms, block.columns)
-    depth, shape = rows.shape[1], (batch, rows.shape[2], columns.shape[2])
+    rows, columns = _filled(rows, parts * depth, block.rows), _filled(columns, parts * depth, block.columns)
     scores = _call(
         _scores_kernel,
         block,
         plan.interpret,
-        (batch, shape[1] // block.rows, shape[2] // block.columns),
+        grid,
         [
-            pl.BlockSpec((1,), lambda b, i, j: (b,)),
-            pl.BlockSpec((None, depth, block.rows), lambda b, i, j: (b, 0, i)),
-            pl.BlockSpec((None, depth, block.columns), lambda b, i, j: (b, 0, j)),
-            pl.BlockSpec((depth,), lambda b, i, j: (0,)),
+            pl.BlockSpec((1,), lambda b, i, j, n: (b,)),
+            pl.BlockSpec((None, depth, block.rows), lambda b, i, j, n: (b, n, i)),
+            pl.BlockSpec((None, depth, block.columns), lambda b, i, j, n: (b, n, j)),
+            pl.BlockSpec((depth,), lambda b, i, j, n: (n,)),
         ],
-        pl.BlockSpec((None, block.rows, block.columns), lambda b, i, j: (b, i, j)),
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-    )(moderate, rows, columns, jnp.pad(energy, (0, depth - width)))
-    return scores[:, :steps, :source]
+        pl.BlockSpec((None, None, block.rows, block.columns), lambda b, i, j, n: (b, n, i, j)),
+        jax.ShapeDtypeStruct((batch, parts, rows.shape[2], columns.shape[2]), jnp.float32),
+    )(moderate, rows, columns, jnp.pad(energy, (0, parts * depth - width)))
+    return scores.sum(1)[:, :steps, :source]
 
 
 def _forward(plan: Plan, *arguments: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -88,7 +118,7 @@ def _backward(plan: Plan, arguments: tuple[jax.Array, ...], gradient: jax.Array)
     (by_queries,) = _slopes(plan, moderate, q, k, jnp.swapaxes(gradient, 1, 2))
     by_keys, parts = _slopes(plan, moderate, k, q, gradient, hidden=True)
     # Where moderate, tanh is 1 - 2 r: here the first part, which is zero but for rounding where softmax follows.
-    by_energy = parts.sum((0, 1)) + jnp.where(moderate, gradient.sum((1, 2)), 0).sum()
+    by_energy = parts.sum((0, 1, 2)) + jnp.where(moderate, gradient.sum((1, 2)), 0).sum()
     return by_queries * energy[None, None], by_keys * energy[None, None], by_energy, None
 
 
@@ -105,26 +135,29 @@ def _slopes(
         weights: [B, J, I].
 
     Returns:
-        The first sum and, if asked for, the second in parts [B, parts, D].
+        The first sum and, if asked for, the second in parts [B, parts, blocks, D].
     """
     batch, size, width = own.shape
-    block = plan.slopes.fit(size, width)
-    own, other = _filled(own, block.rows, block.columns), _filled(other, block.terms, block.columns)
-    weights = _filled(weights, block.terms, block.rows)
-    grid = (batch, own.shape[1] // block.rows, own.shape[2] // block.columns)
-    tile = pl.BlockSpec((None, block.rows, block.columns), lambda b, i, d: (b, i, d))
+    block, grid, depth = plan.layout(plan.slopes, own.shape, other.shape[1])
+    parts = grid[-1]
+    own, other = _filled(own, block.rows, block.columns), _filled(other, parts * depth, block.columns)
+    weights = _filled(weights, parts * depth, block.rows)
     in_specs = [
-        pl.BlockSpec((1,), lambda b, i, d: (b,)),
-        tile,
-        pl.BlockSpec((None, other.shape[1], block.columns), lambda b, i, d: (b, 0, d)),
-        pl.BlockSpec((None, other.shape[1], block.rows), lambda b, i, d: (b, 0, i)),
+        pl.BlockSpec((1,), lambda b, i, d, n: (b,)),
+        pl.BlockSpec((None, block.rows, block.columns), lambda b, i, d, n: (b, i, d)),
+        pl.BlockSpec((None, depth, block.columns), lambda b, i, d, n: (b, n, d)),
+        pl.BlockSpec((None, depth, block.rows), lambda b, i, d, n: (b, n, i)),
     ]
-    parts = pl.BlockSpec((None, None, block.columns), lambda b, i, d: (b, i, d))
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (own.shape, (batch, grid[1], own.shape[2]))]
+    out_specs = [
+        pl.BlockSpec((None, None, block.rows, block.columns), lambda b, i, d, n: (b, n, i, d)),
+        pl.BlockSpec((None, None, None, block.columns), lambda b, i, d, n: (b, n, i, d)),
+    ]
+    shapes = (batch, parts, *own.shape[1:]), (batch, parts, grid[1], own.shape[2])
+    out_shape = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     outputs = 1 + hidden
-    call = _call(_slopes_kernel, block, plan.interpret, grid, in_specs, [tile, parts][:outputs], shapes[:outputs])
+    call = _call(_slopes_kernel, block, plan.interpret, grid, in_specs, out_specs[:outputs], out_shape[:outputs])
     slopes, *rest = call(moderate, own, other, weights)
-    return [slopes[:, :size, :width], *(part[..., :width] for part in rest)]
+    return [slopes.sum(1)[:, :size, :width], *(part[..., :width] for part in rest)]
 
 
 def _call(
@@ -132,7 +165,7 @@ def _call(
 ) -> Callable[..., Any]:
     in_specs, out_specs, out_shape = specs
     return pl.pallas_call(
-        partial(kernel, terms=block.terms, inverse=_exact_inverse if interpret else _inverse),
+        partial(kernel, terms=block.terms, by=PLAIN if interpret else NATIVE),
         out_shape,
         grid=grid,
         in_specs=in_specs,
@@ -144,7 +177,7 @@ def _call(
 
 
 def _scores_kernel(
-    moderate: Any, queries: Any, keys: Any, energy: Any, scores: Any, *, terms: int, inverse: Inverse
+    moderate: Any, queries: Any, keys: Any, energy: Any, scores: Any, *, terms: int, by: Arithmetic
 ) -> None:
     """One block [t, s], from queries [D, t], keys [D, s] and energy [D]."""
     depth, zeros = len(energy), jnp.zeros(scores.shape, jnp.float32)
@@ -156,8 +189,9 @@ def _scores_kernel(
         def step(n: Any, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             total, whole = sums
             for (q, k, v), (p, m, w) in _pairs(at, n, terms):
-                one, other = 1 + q * k, 1 + p * m
-                total, whole = total + (v * other + w * one) * inverse(one * other), whole + (v + w)
+                one, other = by.fused(q, k, 1.0), by.fused(p, m, 1.0)
+                total = by.fused(by.fused(w, one, v * other), by.inverse(one * other), total)
+                whole = whole + (v + w)
             return total, whole
 
         total, whole = jax.lax.fori_loop(0, depth // terms, step, (zeros, jnp.float32(0)))
@@ -166,7 +200,7 @@ def _scores_kernel(
     def by_tanh() -> jax.Array:
         def step(d: Any, total: jax.Array) -> jax.Array:
             q, k, v = at(d)
-            return total + v * jnp.tanh(q + k)
+            return by.fused(v, jnp.tanh(q + k), total)
 
         return jax.lax.fori_loop(0, depth, step, zeros)
 
@@ -174,33 +208,36 @@ def _scores_kernel(
 
 
 def _slopes_kernel(
-    moderate: Any, own: Any, other: Any, weights: Any, slopes: Any, hidden: Any = None, *, terms: int, inverse: Inverse
+    moderate: Any, own: Any, other: Any, weights: Any, slopes: Any, hidden: Any = None, *, terms: int, by: Arithmetic
 ) -> None:
     """One block [i, d] of the slopes and one row [d] of the parts, from own [i, d], other [J, d], weights [J, i]."""
     x, zeros = own[...], jnp.zeros(own.shape, jnp.float32)
+    minus = -x
     rest = [] if hidden is None else [zeros]
 
     def at(j: Any) -> tuple[jax.Array, jax.Array]:
         return other[j, :][None, :], weights[j, :][:, None]
 
+    def added(sums: list[jax.Array], weight: jax.Array, factors: list[jax.Array]) -> list[jax.Array]:
+        return [by.fused(weight, factor, total) for factor, total in zip(factors, sums, strict=False)]
+
     def by_powers() -> list[jax.Array]:
         def step(n: Any, sums: list[jax.Array]) -> list[jax.Array]:
             for (y, v), (z, w) in _pairs(at, n, terms):
-                one, two = 1 + x * y, 1 + x * z
-                both = inverse(one * two)
+                one, two = by.fused(minus, y, -1.0), by.fused(minus, z, -1.0)  # the signs save one of r - r r
+                both = by.inverse(one * two)
                 for r, weight in ((two * both, v), (one * both, w)):
-                    new = [weight * (r - r * r), weight * r]
-                    sums = [total + term for total, term in zip(sums, new, strict=False)]
+                    sums = added(sums, weight, [by.fused(r, r, r), r])
             return sums
 
         total, *seen = jax.lax.fori_loop(0, other.shape[0] // terms, step, [zeros, *rest])
-        return [4 * total, *(-2 * part for part in seen)]
+        return [-4 * total, *(2 * part for part in seen)]
 
     def by_tanh() -> list[jax.Array]:
         def step(j: Any, sums: list[jax.Array]) -> list[jax.Array]:
             y, weight = at(j)
             h = jnp.tanh(x + y)
-            return [total + term for total, term in zip(sums, [weight * (1 - h * h), weight * h], strict=False)]
+            return added(sums, weight, [1 - h * h, h])
 
         return jax.lax.fori_loop(0, other.shape[0], step, [zeros, *rest])
 
@@ -215,20 +252,24 @@ def _pairs(at: Callable[[Any], Any], step: Any, terms: int) -> list[tuple[Any, A
     return list(zip(read[::2], read[1::2], strict=True))
 
 
-def _inverse(x: jax.Array) -> jax.Array:
-    """1 / x to the last place but one, as one instruction; the division that JAX gives to Triton is several."""
+def _instruction(name: str, *arguments: Any) -> jax.Array:
+    """One instruction of the GPU, on arguments that are broadcast against one another."""
+    shape = jnp.broadcast_shapes(*(jnp.shape(argument) for argument in arguments))
+    wide = [jnp.broadcast_to(jnp.asarray(argument, jnp.float32), shape) for argument in arguments]
+    registers = ", ".join(f"${number}" for number in range(1 + len(wide)))
     (result,) = triton.elementwise_inline_asm(
-        "rcp.approx.ftz.f32 $0, $1;",
-        args=[x],
-        constraints="=f,f",
+        f"{name} {registers};",
+        args=wide,
+        constraints=",".join(["=f", *"f" * len(wide)]),
         pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, jnp.float32)],
     )
     return result
 
 
-def _exact_inverse(x: jax.Array) -> jax.Array:
-    return 1 / x
+# The inverse is exact to the last place but one; the division that JAX gives to Triton is several instructions.
+NATIVE = Arithmetic(partial(_instruction, "rcp.approx.ftz.f32"), partial(_instruction, "fma.rn.f32"))
+PLAIN = Arithmetic(lambda x: 1 / x, lambda x, y, z: x * y + z)
 
 
 def _exponentials(inputs: jax.Array, moderate: jax.Array) -> jax.Array:

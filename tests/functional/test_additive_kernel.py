@@ -17,7 +17,11 @@ ROWS = np.random.default_rng(0).random((B, T, S)) < 0.6
 ROWS[0, 2] = ROWS[1, 6] = False
 ROWS[:, :, 4] = False
 COTANGENTS = np.random.default_rng(1).normal(size=(B, T, V)).astype(np.float32)
-SMALL = Plan(Block(4, 2, 2, 4), Block(2, 8, 2, 4), interpret=True)  # several blocks each way, the last ones not full
+# Several blocks each way, the last ones not full, and the sum of each in several parts.
+SMALL = Plan(Block(4, 2, 2, 4), Block(2, 8, 2, 4), programs=37, interpret=True)
+LARGE = Plan(programs=1, interpret=True)
+LOW = Plan(Block(32, 4, 2, 4), Block(16, 4, 2, 4), programs=2, interpret=True)  # blocks with less rows than wanted
+PLANS = {"many blocks": SMALL, "one block": LARGE, "low blocks": LOW}
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -64,10 +68,10 @@ def scores_with_gradients(function):
     return compiled(run)
 
 
-run_small, run_large = (scores_with_gradients(partial(additive_scores, p)) for p in (SMALL, Plan(interpret=True)))
+RUNS = {name: scores_with_gradients(partial(additive_scores, p)) for name, p in PLANS.items()}
 
 
-@pytest.mark.parametrize("run", [run_small, run_large], ids=["many blocks", "one block"])
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 @pytest.mark.parametrize(("size", "moderate"), [(1, True), (1, False), (1e-3, False)])
 def test_scores_and_gradients_equal_float64(run, size, moderate):
     queries, keys, _, energy = draw()
