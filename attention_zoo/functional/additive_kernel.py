@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     """
 
     scores: Block = Block(16, 128, 8, 4)
-    slopes: Block = Block(32, 64, 8, 4)  # fewer columns than threads, or Triton exchanges each row of the sum
+    slopes: Block = Block(16, 64, 8, 4)  # fewer columns than threads, or Triton exchanges each row of the sum
     programs: int = 1024
     interpret: bool = False
 
@@ -224,9 +224,9 @@ def _slopes_kernel(
     def by_powers() -> list[jax.Array]:
         def step(n: Any, sums: list[jax.Array]) -> list[jax.Array]:
             for (y, v), (z, w) in _pairs(at, n, terms):
-                one, two = by.fused(minus, y, -1.0), by.fused(minus, z, -1.0)  # the signs save one of r - r r
+                one, two = by.fused(minus, y, -1.0), by.fused(minus, z, -1.0)
                 both = by.inverse(one * two)
-                for r, weight in ((two * both, v), (one * both, w)):
+                for r, weight in ((two * both, v), (one * both, w)):  # -1 / (1 + xy): a fused r r + r needs no sign
                     sums = added(sums, weight, [by.fused(r, r, r), r])
             return sums
 
