@@ -13,8 +13,9 @@ from flax.typing import Dtype
 from attention_zoo.functional.positions import sinusoidal
 from attention_zoo.models.mechanisms import ALIGNMENTS, SCORES
 from attention_zoo.modules.multihead import MultiHeadAttention
+from attention_zoo.modules.norms import NORMS
 from attention_zoo.modules.positions import LearnedPositions, RelativeBias
-from attention_zoo.modules.transformer import ACTIVATIONS, NORMS, FeedForward, Stack, TransformerBlock
+from attention_zoo.modules.transformer import ACTIVATIONS, FeedForward, Stack, TransformerBlock
 
 POSITIONS = ("sinusoidal", "sinusoidal_halves", "learned", "rotary", "alibi", "relative", "none")
 # The alignments that are functions: a head carries no state from query to query.

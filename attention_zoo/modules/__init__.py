@@ -15,6 +15,7 @@ from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding, OneHotEmbedding
 from attention_zoo.modules.memory import Memory
 from attention_zoo.modules.multihead import Asked, Heads, MultiHeadAttention, Sight
+from attention_zoo.modules.norms import LayerNorm
 from attention_zoo.modules.past import Coverage, LocationSensitive, Past
 from attention_zoo.modules.positions import LearnedPositions, RelativeBias
 from attention_zoo.modules.recurrent import RecurrentEncoder, RecurrentLayer
@@ -40,6 +41,7 @@ __all__ = [
     "General",
     "GumbelSoftmax",
     "Heads",
+    "LayerNorm",
     "LearnedPositions",
     "LocalM",
     "LocalP",

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from attention_zoo.functional.norms import relu
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.multihead import Asked, Heads, MultiHeadAttention, Sight, append
 from attention_zoo.notation import Array, Float, checked
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": jax.nn.relu,
+    "relu": relu,
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
     "swiglu": jax.nn.silu,
 }
-NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 class Seen(NamedTuple):

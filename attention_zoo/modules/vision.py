@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from attention_zoo.functional.norms import relu
 from attention_zoo.functional.positions import sinusoidal_2d
+from attention_zoo.modules.norms import LayerNorm
 from attention_zoo.notation import Array, Float, checked
 
 
@@ -39,8 +41,8 @@ class ConvEncoder(nn.Module):
             convolution = nn.Conv(
                 features, (side, side), (stride, stride), kernel_init=nn.initializers.he_normal(), dtype=self.dtype
             )
-            found = nn.relu(convolution(found))
-        return nn.LayerNorm(dtype=self.dtype)(found)
+            found = relu(convolution(found))
+        return LayerNorm(dtype=self.dtype)(found)
 
 
 @checked
