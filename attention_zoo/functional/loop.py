@@ -3,15 +3,20 @@
 The gradient of a scan adds to the gradient of every weight in every step: for a recurrent layer that is a thin
 product and a read and write of the whole matrix, T times. But a step's share of `y_t = op(x_t, W)` needs only x_t
 and dy_t, so those are collected, and one `op` over all steps gives the sum.
+
+For its gradient the scan keeps what each step began with and what its products gave, and computes the rest of a step
+once more. Gradients are written where that was read. JAX's own scan collects results in arrays of zeros, which
+XLA shares among loops and copies for each, long before it needs them (docs/DESIGN.md, what prototypes measured).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import Partial
 
 from attention_zoo.notation import Array
@@ -21,19 +26,24 @@ Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 class _Use(NamedTuple):
+    """A product in a step: of which constant, and what its inputs look like."""
+
     operation: Operation
     join: Callable[[jax.Array], jax.Array]
     leaf: int
+    inputs: jax.ShapeDtypeStruct
 
 
 class _Tape(NamedTuple):
-    """While one step is traced: its constants by identity, what was used so far, and what to add to each product."""
+    """While one step is traced: its constants by identity and for products alone, what was used so far, and what the
+    products gave when they were computed, where they are not to be computed again."""
 
     leaves: dict[int, int]
+    constants: list[jax.Array]
     uses: list[_Use]
     inputs: list[jax.Array]
     outputs: list[jax.Array]
-    probes: list[jax.Array] | None
+    recalled: Sequence[jax.Array] | None
 
 
 _tape: ContextVar[_Tape | None] = ContextVar("tape", default=None)
@@ -54,20 +64,30 @@ def product(operation: Operation, inputs: Array, constant: Array, *, join: Calla
     tape = _tape.get()
     if tape is None or id(constant) not in tape.leaves:
         return operation(inputs, constant)
-    outputs = operation(inputs, jax.lax.stop_gradient(constant))
-    tape.uses.append(_Use(operation, join, tape.leaves[id(constant)]))
+    leaf = tape.leaves[id(constant)]
+    if tape.recalled is None:
+        outputs = operation(inputs, tape.constants[leaf])
+    else:
+        outputs = _recalled(operation, inputs, tape.constants[leaf], tape.recalled[len(tape.outputs)])
+    tape.uses.append(_Use(operation, join, leaf, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)))
     tape.inputs.append(inputs)
     tape.outputs.append(outputs)
-    return outputs if tape.probes is None else _probed(outputs, tape.probes[len(tape.inputs) - 1])
-
-
-@jax.custom_vjp
-def _probed(outputs: jax.Array, probe: jax.Array) -> jax.Array:
-    """`outputs + probe` for a probe of zeros, which is there for its gradient alone and is never read."""
     return outputs
 
 
-_probed.defvjp(lambda outputs, probe: (outputs, None), lambda _, gradient: (gradient, gradient))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recalled(operation: Operation, inputs: jax.Array, constant: jax.Array, outputs: jax.Array) -> jax.Array:
+    """`operation(inputs, constant)`, which is known; its gradient by the constant waits."""
+    return outputs
+
+
+def _recalled_backward(operation: Operation, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> Any:
+    inputs, constant = kept
+    (by_inputs,) = jax.linear_transpose(lambda inputs: operation(inputs, constant), inputs)(gradient)
+    return by_inputs, None, gradient
+
+
+_recalled.defvjp(lambda _, inputs, constant, outputs: (outputs, (inputs, constant)), _recalled_backward)
 
 
 def project(inputs: Array, kernel: Array, bias: Array | None = None) -> jax.Array:
@@ -93,13 +113,16 @@ def scan(step: Step, constants: Any, carry: Any, xs: Any, *, reverse: bool = Fal
     """`lax.scan` of `step(constants, carry, x) -> (carry, y)`, equal in value and gradient.
 
     Gradients of constants used through `product` are formed after the loop; other uses are differentiated as
-    always. Reverse mode only (`jax.grad`, `jax.vjp`), as with any `jax.custom_vjp`.
+    always. Its gradient computes each step once more, but for the products. Reverse mode only (`jax.grad`,
+    `jax.vjp`), as with any `jax.custom_vjp`.
 
     Args:
         step: a pure function that closes over no traced array.
         constants: what every step reads: a pytree of weights and of the sequence's own arrays.
         carry, xs, reverse: as in `jax.lax.scan`.
     """
+    if not len(jax.tree.leaves(xs)[0]):
+        return _plain(step, reverse, constants, carry, xs)
     run = jax.custom_vjp(partial(_plain, step, reverse))
     run.defvjp(partial(_forward, step, reverse), lambda pull_back, gradients: pull_back(gradients))
     return run(constants, carry, xs)
@@ -110,42 +133,140 @@ def _plain(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> tu
 
 
 def _forward(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> tuple[Any, Partial]:
+    constants, carry, xs = jax.tree.map(_array, (constants, carry, xs))
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
     uses: list[_Use] = []
-    products = jax.eval_shape(partial(_taped, step, uses), constants, carry, one, None)[1][2]
-    length = jax.tree.leaves(xs)[0].shape[0]
-    probes = [jnp.zeros((length, *output.shape), output.dtype) for output in products]
+    traced, given = jax.make_jaxpr(partial(_taped, step, uses), return_shape=True)(constants, constants, carry, one)
+    run, structure, length = jaxpr_as_fun(traced), jax.tree.structure(given), len(jax.tree.leaves(xs)[0])
 
-    def run(constants: Any, carry: Any, xs: Any, probes: list[jax.Array]) -> Any:
-        def body(carry: Any, inputs: Any) -> Any:
-            carry, (y, products, _) = _taped(step, [], constants, carry, *inputs)
-            return carry, (y, products)
+    def body(loop: Any, inputs: Any) -> Any:
+        (carry, arrays), (n, x) = loop, inputs
+        after, y, outputs = jax.tree.unflatten(structure, run(*jax.tree.leaves((constants, constants, carry, x))))
+        now, rest = _partition((carry, y, outputs))
+        return (after, _written(arrays, n, now)), rest
 
-        carry, (ys, inputs) = jax.lax.scan(body, carry, (xs, probes), reverse=reverse)
-        return (carry, ys), inputs
+    blank = _blank(length, _partition((carry, *given[1:]))[0], (xs, carry))
+    (carry, arrays), rest = jax.lax.scan(body, (carry, blank), (jnp.arange(length), xs), reverse=reverse)
+    befores, ys, outputs = _combine(arrays, rest)
+    pull_back = partial(_backward, step, reverse, tuple(uses), _read(traced, len(jax.tree.leaves(constants))))
+    return (carry, ys), Partial(pull_back, constants, xs, befores, outputs)
 
-    outputs, pull_back, inputs = jax.vjp(run, constants, carry, xs, probes, has_aux=True)
-    used = [jax.tree.leaves(constants)[use.leaf] for use in uses]
-    return outputs, Partial(partial(_backward, tuple(uses)), pull_back, inputs, used)
+
+def _taped(step: Step, uses: list[_Use], direct: Any, constants: Any, carry: Any, x: Any) -> Any:
+    carry, y, tape = _run(step, direct, constants, carry, x)
+    uses.extend(tape.uses)
+    return carry, y, tape.outputs
 
 
-def _taped(step: Step, uses: list[_Use], constants: Any, carry: Any, x: Any, probes: list[jax.Array] | None) -> Any:
-    """One step with a tape on: its results, and the inputs and outputs of its products."""
-    # Constants that are no tracers yet become tracers now, not in the step, where they would lose their identity.
-    constants = jax.tree.map(jnp.asarray, constants)
-    tape = _Tape({id(leaf): n for n, leaf in enumerate(jax.tree.leaves(constants))}, uses, [], [], probes)
+def _run(
+    step: Step, direct: Any, constants: Any, carry: Any, x: Any, recalled: Sequence[jax.Array] | None = None
+) -> tuple[Any, Any, _Tape]:
+    """One step with a tape on: its products read `constants`, and all else of it reads `direct`, which is the same."""
+    leaves = {id(leaf): n for n, leaf in enumerate(jax.tree.leaves(direct))}
+    tape = _Tape(leaves, jax.tree.leaves(constants), [], [], [], recalled)
     token = _tape.set(tape)
     try:
-        carry, y = step(constants, carry, x)
+        carry, y = step(direct, carry, x)
     finally:
         _tape.reset(token)
-    return carry, (y, tape.inputs, tape.outputs)
+    return carry, y, tape
 
 
-def _backward(uses: tuple[_Use, ...], pull_back: Any, inputs: list[Any], used: list[Any], gradients: Any) -> Any:
-    d_constants, d_carry, d_xs, d_probes = pull_back(gradients)
-    leaves, structure = jax.tree.flatten(d_constants)
-    for use, x, constant, d_y in zip(uses, inputs, used, d_probes, strict=True):
-        _, by_constant = jax.vjp(partial(use.operation, use.join(x)), constant)
-        leaves[use.leaf] += by_constant(use.join(d_y))[0]
-    return jax.tree.unflatten(structure, leaves), d_carry, d_xs
+def _backward(
+    step: Step,
+    reverse: bool,
+    uses: tuple[_Use, ...],
+    read: tuple[bool, ...],
+    constants: Any,
+    xs: Any,
+    befores: Any,
+    outputs: list[jax.Array],
+    gradients: Any,
+) -> tuple[Any, Any, Any]:
+    leaves, structure = jax.tree.flatten(constants)
+    summed = [used and _differentiable(leaf) for used, leaf in zip(read, leaves, strict=True)]
+    some, others = (
+        jax.tree.unflatten(
+            structure, [leaf if one == wanted else None for one, leaf in zip(summed, leaves, strict=True)]
+        )
+        for wanted in (True, False)
+    )
+    (d_carry, _), (d_ys, _) = map(_partition, gradients)
+    x_arrays, x_rest = _partition(xs)
+    length = len(jax.tree.leaves(xs)[0])
+    inputs = _blank(length, [use.inputs for use in uses], outputs)
+
+    def body(loop: Any, sliced: Any) -> Any:
+        (d_carry, sums, arrays), (n, before, rest, d_y) = loop, sliced
+        carry, carry_rest = _partition(before)
+        x, outputs = (jax.tree.map(lambda array: array[n], tree) for tree in arrays[:2])
+
+        def again(some: Any, carry: Any, x: Any, outputs: list[jax.Array]) -> Any:
+            given = _combine(some, others), constants, _combine(carry, carry_rest), _combine(x, rest)
+            after, y, tape = _run(step, *given, outputs)
+            return (_partition(after)[0], _partition(y)[0]), tape.inputs
+
+        _, pull_back, inputs = jax.vjp(again, some, carry, x, outputs, has_aux=True)
+        d_some, d_carry, d_x, d_outputs = pull_back((d_carry, d_y))
+        return (d_carry, jax.tree.map(jnp.add, sums, d_some), _written(arrays, n, (d_x, d_outputs, inputs))), None
+
+    start = d_carry, jax.tree.map(jnp.zeros_like, some), (x_arrays, outputs, inputs)
+    sliced = jnp.arange(length), befores, x_rest, d_ys
+    (d_carry, sums, (d_xs, d_outputs, inputs)), _ = jax.lax.scan(body, start, sliced, reverse=not reverse)
+    found = iter(jax.tree.leaves(sums))
+    d_leaves: list[Any] = [next(found) if one else None for one in summed]
+    for use, x, d_y in zip(uses, inputs, d_outputs, strict=True):
+        _, by_constant = jax.vjp(partial(use.operation, use.join(x)), leaves[use.leaf])
+        (share,) = by_constant(use.join(d_y))
+        d_leaves[use.leaf] = share if d_leaves[use.leaf] is None else d_leaves[use.leaf] + share
+    return jax.tree.unflatten(structure, d_leaves), d_carry, d_xs
+
+
+def _read(traced: Any, number: int) -> tuple[bool, ...]:
+    """Which of a program's first arguments it reads."""
+    read = {id(variable) for equation in traced.eqns for variable in equation.invars}
+    read |= {id(variable) for variable in traced.jaxpr.outvars}
+    return tuple(id(variable) in read for variable in traced.jaxpr.invars[:number])
+
+
+def _blank(length: int, tree: Any, source: Any) -> Any:
+    """Arrays [length, ...] of the tree's shapes, to be written whole.
+
+    Of some number of the source each: so none is made before the source is, nor shared with another loop.
+    """
+    numbers = next((leaf.ravel() for leaf in jax.tree.leaves(source) if _differentiable(leaf) and leaf.size), None)
+    leaves, structure = jax.tree.flatten(tree)
+    fill = [0 if numbers is None else numbers[n % len(numbers)] for n in range(len(leaves))]
+    return jax.tree.unflatten(
+        structure,
+        [jnp.full((length, *leaf.shape), value, leaf.dtype) for leaf, value in zip(leaves, fill, strict=True)],
+    )
+
+
+def _written(arrays: Any, n: jax.Array, values: Any) -> Any:
+    """The arrays with the values as their n-th."""
+    write = partial(jax.lax.dynamic_update_index_in_dim, index=n, axis=0)
+    return jax.tree.map(write, arrays, values)
+
+
+def _partition(tree: Any) -> tuple[Any, Any]:
+    """A tree's leaves that have gradients, and the others; None in place of each other's."""
+    one = jax.tree.map(lambda leaf: leaf if _differentiable(leaf) else None, tree)
+    return one, jax.tree.map(lambda leaf: None if _differentiable(leaf) else leaf, tree)
+
+
+def _combine(one: Any, other: Any) -> Any:
+    """What `_partition` took apart."""
+    return jax.tree.map(lambda a, b: b if a is None else a, one, other, is_leaf=_absent)
+
+
+def _absent(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _differentiable(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def _array(leaf: Any) -> jax.Array:
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)

@@ -212,14 +212,11 @@ def recur(
 def _step(cell: Cell, weights: Any, before: State, inputs: tuple[Array, Array | None]) -> tuple[State, Array]:
     projected, alive = inputs
     recurrent = recurrent_product(projected, before.hidden, *weights)
-
-    def advance(projected: Array, recurrent: Array, before: State) -> State:
-        after = cell(_apart(projected), recurrent, before)
-        return after if alive is None else jax.tree.map(partial(jnp.where, alive), after, before)
-
-    # Gates are cheaper to compute again than to keep for every step.
-    after = jax.checkpoint(advance, prevent_cse=False)(projected, recurrent, before)
-    return after, after.hidden if alive is None else jnp.where(alive, after.hidden, 0)
+    after = cell(_apart(projected), recurrent, before)
+    if alive is None:
+        return after, after.hidden
+    after = jax.tree.map(partial(jnp.where, alive), after, before)
+    return after, jnp.where(alive, after.hidden, 0)
 
 
 def _apart(inputs: Array) -> Array:

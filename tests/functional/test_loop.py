@@ -1,5 +1,7 @@
 """The scan with deferred weight gradients equals `lax.scan`, in value and in every gradient."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,3 +117,78 @@ def test_weight_gradients_leave_the_loop():
 
     assert (13, 13) in backward_carries(lambda k: jax.lax.scan(lambda c, x: one(k, c, x), start, xs)[0])
     assert (13, 13) not in backward_carries(lambda k: scan(one, k, start, xs)[0])
+
+
+def loops_of(function, *arguments):
+    """The loops of a program, in order."""
+    return [one for one in jax.make_jaxpr(function)(*arguments).eqns if one.primitive.name == "scan"]
+
+
+def test_the_gradient_computes_no_product_again():
+    kernel, start, xs = jnp.ones((13, 13)), jnp.ones((B, 13)), jnp.ones((T, B, 13))
+
+    def one(kernel, carry, x):
+        return jnp.tanh(project(jnp.tanh(project(carry, kernel)) + x, kernel)), None
+
+    forward, backward = loops_of(jax.grad(lambda k: scan(one, k, start, xs)[0].sum()), kernel)
+    products = [str(loop.params["jaxpr"]).count("dot_general") for loop in (forward, backward)]
+    assert products == [2, 2]  # backward those by the inputs
+
+
+def test_keys_masks_and_none_pass_through():
+    keys, alive = jax.random.split(jax.random.key(0), T), jnp.arange(T) < 4
+    constants = {"kernel": jnp.eye(D) * 0.5, "none": None, "shift": jnp.ones(D), "table": jnp.arange(D)}
+
+    def step(constants, carry, x):
+        key, alive, x = x
+        noise = jax.random.normal(key, x.shape) + (constants["shift"] * constants["table"])[None]
+        new = jnp.tanh(project(carry["h"], constants["kernel"]) + x * noise)
+        carry = {"h": jnp.where(alive, new, carry["h"]), "none": None, "key": key}
+        return carry, (new, alive, None)
+
+    def total(loop, kernel, shift, h, x):
+        given = {**constants, "kernel": kernel, "shift": shift}
+        carry, (new, _, _) = loop(given, {"h": h, "none": None, "key": keys[0]}, (keys, alive, x))
+        return carry["h"].sum() + (new**2).sum()
+
+    plain = lambda constants, carry, xs: jax.lax.scan(partial(step, constants), carry, xs)  # noqa: E731
+    given = constants["kernel"], constants["shift"], jnp.ones((B, D)), jnp.ones((T, B, D)) / 3
+    gradients = [jax.jit(jax.grad(partial(total, loop), (0, 1, 2, 3)))(*given) for loop in (partial(scan, step), plain)]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *gradients)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_short_loops(length):
+    kernel, start, xs = jnp.eye(D) * 0.5, jnp.ones((B, D)), jnp.ones((length, B, D))
+    step = lambda kernel, carry, x: (project(carry, kernel) + x, x)  # noqa: E731
+    gradient = jax.grad(lambda kernel, start: scan(step, kernel, start, xs)[0].sum(), (0, 1))(kernel, start)
+    np.testing.assert_allclose(gradient[0], length * B * jnp.ones((D, D)))
+    np.testing.assert_allclose(gradient[1], 0.5**length * jnp.ones((B, D)))
+
+
+def test_what_arrays_are_made_of_reaches_nothing():
+    """Before they are written, results hold some number of the inputs, which may be NaN where a step ignores it."""
+    kernel, start = jnp.eye(D) * 0.5, jnp.ones((B, D))
+    xs = jnp.full((T, B, D), jnp.nan).at[:, 1].set(1.0)
+
+    def step(kernel, carry, x):
+        carry = jnp.tanh(project(carry, kernel) + jnp.where(jnp.arange(B)[:, None] > 0, x, 0))
+        return carry, carry
+
+    def total(kernel, xs):
+        return scan(step, kernel, start, xs)[1].sum()
+
+    gradients = jax.jit(jax.value_and_grad(total, (0, 1)))(kernel, xs)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.usefixtures("float64")
+def test_second_derivatives():
+    constants, carry, xs = arguments()
+    direction = jnp.cos(xs)
+
+    def slope(loop, xs):
+        return jnp.vdot(jax.grad(lambda xs: loss(loop, constants, carry, xs))(xs), direction)
+
+    found, expected = (jax.jit(jax.grad(partial(slope, loop)))(xs) for loop in (deferred, plain))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
