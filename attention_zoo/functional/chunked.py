@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.blocks import FORWARD, blocks, few, loops
+from attention_zoo.functional.loop import blank
 from attention_zoo.functional.tiles import (
     Call,
     Laid,
@@ -140,7 +141,7 @@ def _backward(settings: Settings, kept: Any, gradient: Array) -> Any:
 
     rest = (call.laid.bias, call.loose.arrays)
     found = (
-        *(jnp.zeros_like(array) for array in (call.queries, call.keys, call.values)),
+        *blank((call.queries, call.keys, call.values), call.queries),
         jax.tree.map(lambda array: jnp.zeros(array.shape, _wide(array)), rest),
     )
     (*gradients, sums), _ = jax.lax.scan(block, found, numbers)

@@ -145,8 +145,8 @@ def _forward(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> 
         now, rest = _partition((carry, y, outputs))
         return (after, _written(arrays, n, now)), rest
 
-    blank = _blank(length, _partition((carry, *given[1:]))[0], (xs, carry))
-    (carry, arrays), rest = jax.lax.scan(body, (carry, blank), (jnp.arange(length), xs), reverse=reverse)
+    empty = blank(_steps(length, _partition((carry, *given[1:]))[0]), (xs, carry))
+    (carry, arrays), rest = jax.lax.scan(body, (carry, empty), (jnp.arange(length), xs), reverse=reverse)
     befores, ys, outputs = _combine(arrays, rest)
     pull_back = partial(_backward, step, reverse, tuple(uses), _read(traced, len(jax.tree.leaves(constants))))
     return (carry, ys), Partial(pull_back, constants, xs, befores, outputs)
@@ -194,7 +194,7 @@ def _backward(
     (d_carry, _), (d_ys, _) = map(_partition, gradients)
     x_arrays, x_rest = _partition(xs)
     length = len(jax.tree.leaves(xs)[0])
-    inputs = _blank(length, [use.inputs for use in uses], outputs)
+    inputs = blank(_steps(length, [use.inputs for use in uses]), outputs)
 
     def body(loop: Any, sliced: Any) -> Any:
         (d_carry, sums, arrays), (n, before, rest, d_y) = loop, sliced
@@ -229,18 +229,22 @@ def _read(traced: Any, number: int) -> tuple[bool, ...]:
     return tuple(id(variable) in read for variable in traced.jaxpr.invars[:number])
 
 
-def _blank(length: int, tree: Any, source: Any) -> Any:
-    """Arrays [length, ...] of the tree's shapes, to be written whole.
+def blank(tree: Any, source: Any) -> Any:
+    """Arrays of the tree's shapes and dtypes for a loop to write, which has to write all of them.
 
-    Of some number of the source each: so none is made before the source is, nor shared with another loop.
+    Of some number of the source each, instead of zeros: so none is made before the source is, nor shared with another
+    loop, for which XLA would copy it.
     """
     numbers = next((leaf.ravel() for leaf in jax.tree.leaves(source) if _differentiable(leaf) and leaf.size), None)
     leaves, structure = jax.tree.flatten(tree)
     fill = [0 if numbers is None else numbers[n % len(numbers)] for n in range(len(leaves))]
-    return jax.tree.unflatten(
-        structure,
-        [jnp.full((length, *leaf.shape), value, leaf.dtype) for leaf, value in zip(leaves, fill, strict=True)],
-    )
+    full = [jnp.full(leaf.shape, value, leaf.dtype) for leaf, value in zip(leaves, fill, strict=True)]
+    return jax.tree.unflatten(structure, full)
+
+
+def _steps(length: int, tree: Any) -> Any:
+    """The shapes of a tree's leaves, stacked."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype), tree)
 
 
 def _written(arrays: Any, n: jax.Array, values: Any) -> Any:

@@ -60,7 +60,7 @@ def read(call: Call, tile: Tile, wide: bool = False) -> jax.Array:
     compute, bias = scores_of(call, tile)
     keys, values = (merge(call, columns_of(array, tile)) for array in (call.keys, call.values))
     products = products_of(merge(call, rows_of(call.queries, tile)) * scales(call)[0], keys)
-    weights, total = exponentials(compute(products, bias))
+    weights, total = exponentials(compute(products, bias), differentiated=wide)
     (weights,) = dropped(call, tile, weights)
     if not wide and jax.default_backend() != "cpu":  # which multiplies in float32 anyway: there rounding gains nothing
         weights = weights.astype(values.dtype)
@@ -69,8 +69,11 @@ def read(call: Call, tile: Tile, wide: bool = False) -> jax.Array:
     return context.astype(values.dtype).reshape(*call.queries.shape[:3], tile.rows, context.shape[-1])
 
 
-def exponentials(scores: Array) -> tuple[jax.Array, jax.Array]:
-    """exp(scores - largest of the row), and the sum of each row: 0s and 1 where all scores are hidden."""
+def exponentials(scores: Array, *, differentiated: bool = True) -> tuple[jax.Array, jax.Array]:
+    """exp(scores - largest of the row), and the sum of each row, which is not 0 where all scores are hidden.
+
+    differentiated: the sum is 1 there, and has the gradient of a sum.
+    """
     # Never -inf, also in a row of nothing else: its weights are exp(-inf) = 0, and so are those of all hidden scores.
     lowest, fixed = jnp.finfo(scores.dtype).min, jax.lax.stop_gradient(scores)
     largest = jax.lax.reduce(fixed, lowest, jax.lax.max, (scores.ndim - 1,))[..., None]
@@ -78,6 +81,8 @@ def exponentials(scores: Array) -> tuple[jax.Array, jax.Array]:
         largest = jnp.maximum(fixed, lowest)
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
+    if not differentiated:  # one addition melts into the products; the largest itself is a 1, next to which it is lost
+        return weights, total + jnp.finfo(total.dtype).tiny
     # The largest itself is a 1, and only an empty row's sum is below. The slope of a maximum of equals would be 1/2.
     return weights, total + jax.lax.stop_gradient(jnp.maximum(total, 1) - total)
 
