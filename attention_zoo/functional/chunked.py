@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_zoo.functional.arrays import blank
 from attention_zoo.functional.blocks import FORWARD, blocks, few, loops
-from attention_zoo.functional.loop import blank
 from attention_zoo.functional.tiles import (
     Call,
     Laid,

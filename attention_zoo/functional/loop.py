@@ -19,6 +19,17 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import Partial
 
+from attention_zoo.functional.arrays import (
+    as_array,
+    blank,
+    combine,
+    differentiable,
+    partition,
+    stacked,
+    unstacked,
+    weak,
+    written,
+)
 from attention_zoo.notation import Array
 
 Operation = Callable[[jax.Array, jax.Array], jax.Array]
@@ -26,12 +37,11 @@ Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 class _Use(NamedTuple):
-    """A product in a step: of which constant, and what its inputs look like."""
+    """A product in a step, and of which constant."""
 
     operation: Operation
     join: Callable[[jax.Array], jax.Array]
     leaf: int
-    inputs: jax.ShapeDtypeStruct
 
 
 class _Tape(NamedTuple):
@@ -69,7 +79,7 @@ def product(operation: Operation, inputs: Array, constant: Array, *, join: Calla
         outputs = operation(inputs, tape.constants[leaf])
     else:
         outputs = _recalled(operation, inputs, tape.constants[leaf], tape.recalled[len(tape.outputs)])
-    tape.uses.append(_Use(operation, join, leaf, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)))
+    tape.uses.append(_Use(operation, join, leaf))
     tape.inputs.append(inputs)
     tape.outputs.append(outputs)
     return outputs
@@ -83,6 +93,8 @@ def _recalled(operation: Operation, inputs: jax.Array, constant: jax.Array, outp
 
 def _recalled_backward(operation: Operation, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> Any:
     inputs, constant = kept
+    if not differentiable(inputs):
+        return None, None, gradient
     (by_inputs,) = jax.linear_transpose(lambda inputs: operation(inputs, constant), inputs)(gradient)
     return by_inputs, None, gradient
 
@@ -114,41 +126,60 @@ def scan(step: Step, constants: Any, carry: Any, xs: Any, *, reverse: bool = Fal
 
     Gradients of constants used through `product` are formed after the loop; other uses are differentiated as
     always. Its gradient computes each step once more, but for the products. Reverse mode only (`jax.grad`,
-    `jax.vjp`), as with any `jax.custom_vjp`.
+    `jax.vjp`), as with any `jax.custom_vjp`; in `jax.shard_map` with `check_vma=False`.
 
     Args:
         step: a pure function that closes over no traced array.
         constants: what every step reads: a pytree of weights and of the sequence's own arrays.
         carry, xs, reverse: as in `jax.lax.scan`.
     """
-    if not len(jax.tree.leaves(xs)[0]):
-        return _plain(step, reverse, constants, carry, xs)
+    constants, carry, xs = jax.tree.map(as_array, (constants, carry, xs))
+    if any(map(weak, jax.tree.leaves(carry))):  # numbers of Python take the dtype that a step gives them
+        after, _ = jax.eval_shape(_one(step), constants, carry, jax.tree.map(unstacked, xs))
+        carry = jax.tree.map(lambda leaf, new: leaf.astype(new.dtype) if weak(leaf) else leaf, carry, after)
     run = jax.custom_vjp(partial(_plain, step, reverse))
     run.defvjp(partial(_forward, step, reverse), lambda pull_back, gradients: pull_back(gradients))
     return run(constants, carry, xs)
 
 
 def _plain(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
-    return jax.lax.scan(partial(step, constants), carry, xs, reverse=reverse)
+    return jax.lax.scan(partial(_one(step), constants), carry, xs, reverse=reverse)
 
 
-def _forward(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> tuple[Any, Partial]:
-    constants, carry, xs = jax.tree.map(_array, (constants, carry, xs))
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
+def _one(step: Step) -> Step:
+    """The step outside of a tape, which may be that of a loop around this one."""
+
+    def run(constants: Any, carry: Any, x: Any) -> tuple[Any, Any]:
+        token = _tape.set(None)
+        try:
+            return step(constants, carry, x)
+        finally:
+            _tape.reset(token)
+
+    return run
+
+
+def _forward(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
+    length = len(jax.tree.leaves(xs)[0])
+    if not length:
+        return jax.vjp(partial(_plain, step, reverse), constants, carry, xs)
     uses: list[_Use] = []
-    traced, given = jax.make_jaxpr(partial(_taped, step, uses), return_shape=True)(constants, constants, carry, one)
-    run, structure, length = jaxpr_as_fun(traced), jax.tree.structure(given), len(jax.tree.leaves(xs)[0])
+    tape = jax.make_jaxpr(partial(_taped, step, uses), return_shape=True)
+    traced, given = tape(constants, constants, carry, jax.tree.map(unstacked, xs))
+    run, structure = jaxpr_as_fun(traced), jax.tree.structure(given)
 
     def body(loop: Any, inputs: Any) -> Any:
         (carry, arrays), (n, x) = loop, inputs
         after, y, outputs = jax.tree.unflatten(structure, run(*jax.tree.leaves((constants, constants, carry, x))))
-        now, rest = _partition((carry, y, outputs))
-        return (after, _written(arrays, n, now)), rest
+        now, rest = partition((carry, y, outputs))
+        return (after, written(arrays, n, now)), rest
 
-    empty = blank(_steps(length, _partition((carry, *given[1:]))[0]), (xs, carry))
+    empty = blank(stacked(length, partition((carry, *given[1:]))[0]), (xs, carry))
     (carry, arrays), rest = jax.lax.scan(body, (carry, empty), (jnp.arange(length), xs), reverse=reverse)
-    befores, ys, outputs = _combine(arrays, rest)
-    pull_back = partial(_backward, step, reverse, tuple(uses), _read(traced, len(jax.tree.leaves(constants))))
+    befores, ys, outputs = combine(arrays, rest)
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    read = _read(traced, len(jax.tree.leaves(constants)))
+    pull_back = partial(_backward, step, reverse, tuple(uses), read, precision)
     return (carry, ys), Partial(pull_back, constants, xs, befores, outputs)
 
 
@@ -166,13 +197,20 @@ def _run(
     tape = _Tape(leaves, jax.tree.leaves(constants), [], [], [], recalled)
     token = _tape.set(tape)
     try:
-        carry, y = step(direct, carry, x)
+        carry, y = jax.tree.map(as_array, step(direct, carry, x))
     finally:
         _tape.reset(token)
     return carry, y, tape
 
 
 def _backward(
+    step: Step, reverse: bool, uses: tuple[_Use, ...], read: tuple[bool, ...], precision: Any, *kept: Any
+) -> tuple[Any, Any, Any]:
+    with jax.default_matmul_precision(precision):  # as going forward
+        return _gradients(step, reverse, uses, read, *kept)
+
+
+def _gradients(
     step: Step,
     reverse: bool,
     uses: tuple[_Use, ...],
@@ -183,43 +221,53 @@ def _backward(
     outputs: list[jax.Array],
     gradients: Any,
 ) -> tuple[Any, Any, Any]:
-    leaves, structure = jax.tree.flatten(constants)
-    summed = [used and _differentiable(leaf) for used, leaf in zip(read, leaves, strict=True)]
-    some, others = (
-        jax.tree.unflatten(
-            structure, [leaf if one == wanted else None for one, leaf in zip(summed, leaves, strict=True)]
-        )
-        for wanted in (True, False)
-    )
-    (d_carry, _), (d_ys, _) = map(_partition, gradients)
-    x_arrays, x_rest = _partition(xs)
+    (d_carry, _), (d_ys, _) = map(partition, gradients)
+    (some, others), (x_arrays, x_rest) = partition(constants), partition(xs)
     length = len(jax.tree.leaves(xs)[0])
-    inputs = blank(_steps(length, [use.inputs for use in uses]), outputs)
+    sliced = jax.tree.map(unstacked, (befores, xs, outputs))
+    traced, given = jax.make_jaxpr(partial(_recall, step), return_shape=True)(constants, constants, *sliced)
+    run, structure = jaxpr_as_fun(traced), jax.tree.structure(given)
+    inputs = blank(stacked(length, given[2]), outputs)
+    leaves = jax.tree.leaves(constants)
+    summed = [used for used, leaf in zip(read, leaves, strict=True) if differentiable(leaf)]
 
     def body(loop: Any, sliced: Any) -> Any:
         (d_carry, sums, arrays), (n, before, rest, d_y) = loop, sliced
-        carry, carry_rest = _partition(before)
+        carry, carry_rest = partition(before)
         x, outputs = (jax.tree.map(lambda array: array[n], tree) for tree in arrays[:2])
 
         def again(some: Any, carry: Any, x: Any, outputs: list[jax.Array]) -> Any:
-            given = _combine(some, others), constants, _combine(carry, carry_rest), _combine(x, rest)
-            after, y, tape = _run(step, *given, outputs)
-            return (_partition(after)[0], _partition(y)[0]), tape.inputs
+            told = combine(some, others), constants, combine(carry, carry_rest), combine(x, rest), outputs
+            after, y, inputs = jax.tree.unflatten(structure, run(*jax.tree.leaves(told)))
+            return (partition(after)[0], partition(y)[0]), inputs
 
         _, pull_back, inputs = jax.vjp(again, some, carry, x, outputs, has_aux=True)
         d_some, d_carry, d_x, d_outputs = pull_back((d_carry, d_y))
-        return (d_carry, jax.tree.map(jnp.add, sums, d_some), _written(arrays, n, (d_x, d_outputs, inputs))), None
+        sums = jax.tree.map(jnp.add, sums, only_read(d_some))
+        return (d_carry, sums, written(arrays, n, (d_x, d_outputs, inputs))), None
 
-    start = d_carry, jax.tree.map(jnp.zeros_like, some), (x_arrays, outputs, inputs)
-    sliced = jnp.arange(length), befores, x_rest, d_ys
-    (d_carry, sums, (d_xs, d_outputs, inputs)), _ = jax.lax.scan(body, start, sliced, reverse=not reverse)
-    found = iter(jax.tree.leaves(sums))
-    d_leaves: list[Any] = [next(found) if one else None for one in summed]
+    def only_read(tree: Any) -> list[jax.Array]:
+        return [leaf for leaf, used in zip(jax.tree.leaves(tree), summed, strict=True) if used]
+
+    start = d_carry, [jnp.zeros_like(leaf) for leaf in only_read(some)], (x_arrays, outputs, inputs)
+    steps = jnp.arange(length), befores, x_rest, d_ys
+    (d_carry, sums, (d_xs, d_outputs, inputs)), _ = jax.lax.scan(body, start, steps, reverse=not reverse)
+    found = iter(sums)
+    d_leaves: list[Any] = [
+        next(found) if used and differentiable(leaf) else None for used, leaf in zip(read, leaves, strict=True)
+    ]
     for use, x, d_y in zip(uses, inputs, d_outputs, strict=True):
         _, by_constant = jax.vjp(partial(use.operation, use.join(x)), leaves[use.leaf])
         (share,) = by_constant(use.join(d_y))
         d_leaves[use.leaf] = share if d_leaves[use.leaf] is None else d_leaves[use.leaf] + share
-    return jax.tree.unflatten(structure, d_leaves), d_carry, d_xs
+    return jax.tree.unflatten(jax.tree.structure(constants), d_leaves), d_carry, d_xs
+
+
+def _recall(step: Step, direct: Any, constants: Any, carry: Any, x: Any, outputs: list[jax.Array]) -> Any:
+    """One step again, its products known: its results, and what the products read."""
+    carry, y, tape = _run(step, direct, constants, carry, x, outputs)
+    assert len(tape.outputs) == len(outputs)  # a step is pure
+    return carry, y, tape.inputs
 
 
 def _read(traced: Any, number: int) -> tuple[bool, ...]:
@@ -227,50 +275,3 @@ def _read(traced: Any, number: int) -> tuple[bool, ...]:
     read = {id(variable) for equation in traced.eqns for variable in equation.invars}
     read |= {id(variable) for variable in traced.jaxpr.outvars}
     return tuple(id(variable) in read for variable in traced.jaxpr.invars[:number])
-
-
-def blank(tree: Any, source: Any) -> Any:
-    """Arrays of the tree's shapes and dtypes for a loop to write, which has to write all of them.
-
-    Of some number of the source each, instead of zeros: so none is made before the source is, nor shared with another
-    loop, for which XLA would copy it.
-    """
-    numbers = next((leaf.ravel() for leaf in jax.tree.leaves(source) if _differentiable(leaf) and leaf.size), None)
-    leaves, structure = jax.tree.flatten(tree)
-    fill = [0 if numbers is None else numbers[n % len(numbers)] for n in range(len(leaves))]
-    full = [jnp.full(leaf.shape, value, leaf.dtype) for leaf, value in zip(leaves, fill, strict=True)]
-    return jax.tree.unflatten(structure, full)
-
-
-def _steps(length: int, tree: Any) -> Any:
-    """The shapes of a tree's leaves, stacked."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype), tree)
-
-
-def _written(arrays: Any, n: jax.Array, values: Any) -> Any:
-    """The arrays with the values as their n-th."""
-    write = partial(jax.lax.dynamic_update_index_in_dim, index=n, axis=0)
-    return jax.tree.map(write, arrays, values)
-
-
-def _partition(tree: Any) -> tuple[Any, Any]:
-    """A tree's leaves that have gradients, and the others; None in place of each other's."""
-    one = jax.tree.map(lambda leaf: leaf if _differentiable(leaf) else None, tree)
-    return one, jax.tree.map(lambda leaf: None if _differentiable(leaf) else leaf, tree)
-
-
-def _combine(one: Any, other: Any) -> Any:
-    """What `_partition` took apart."""
-    return jax.tree.map(lambda a, b: b if a is None else a, one, other, is_leaf=_absent)
-
-
-def _absent(leaf: Any) -> bool:
-    return leaf is None
-
-
-def _differentiable(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
-
-
-def _array(leaf: Any) -> jax.Array:
-    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)

@@ -82,7 +82,7 @@ def exponentials(scores: Array, *, differentiated: bool = True) -> tuple[jax.Arr
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if not differentiated:  # one addition melts into the products; the largest itself is a 1, next to which it is lost
-        return weights, total + jnp.finfo(total.dtype).tiny
+        return weights, total + jnp.finfo(total.dtype).tiny ** 0.5
     # The largest itself is a 1, and only an empty row's sum is below. The slope of a maximum of equals would be 1/2.
     return weights, total + jax.lax.stop_gradient(jnp.maximum(total, 1) - total)
 

@@ -215,3 +215,14 @@ def test_wrong_shapes_name_the_argument():
 )
 def test_choice(backend, dtype, size, cudnn, chosen):
     assert choose(backend, dtype, size, size, cudnn=cudnn) == chosen
+
+
+def test_curvature_is_finite_where_a_row_sees_nothing():
+    q, k, v = (jnp.sin(jnp.arange(2 * 5 * 3.0) * step).reshape(1, 2, 5, 3) for step in (1, 2, 3))
+    mask = jnp.ones((1, 1, 5, 5), bool).at[:, :, 1].set(False)
+
+    def total(q, implementation):
+        return (dot_product_attention(q, k, v, mask, implementation=implementation) ** 2).sum()
+
+    found, expected = (jax.jacfwd(jax.grad(partial(total, implementation=one)))(q) for one in ("chunked", "plain"))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -192,3 +192,57 @@ def test_second_derivatives():
 
     found, expected = (jax.jit(jax.grad(partial(slope, loop)))(xs) for loop in (deferred, plain))
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def equal_gradients(step, kernel, carry, xs, jit=True):
+    def total(loop, kernel):
+        (carry_out, ys) = loop(kernel, carry, xs)
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves((carry_out, ys)))
+
+    plain = lambda kernel, carry, xs: jax.lax.scan(partial(step, kernel), carry, xs)  # noqa: E731
+    compiled = jax.jit if jit else lambda function: function
+    found, expected = (compiled(jax.grad(partial(total, loop)))(kernel) for loop in (partial(scan, step), plain))
+    np.testing.assert_allclose(np.float32(found), np.float32(expected), rtol=1e-5, atol=1e-6)
+
+
+KERNEL, ONES = jnp.eye(D) * 0.5 + 0.1, jnp.ones((T, B, D))
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])
+def test_products_of_integers(dtype):
+    xs = (jnp.arange(T * B * D).reshape(T, B, D) % 3).astype(dtype)
+    equal_gradients(lambda k, c, x: (jnp.tanh(c + project(x, k)), c), KERNEL, jnp.ones((B, D)), xs)
+
+
+def test_a_step_may_give_numbers_of_python():
+    def step(kernel, carry, x):
+        return (jnp.tanh(project(carry[0], kernel) + x), 1), 0.0
+
+    equal_gradients(step, KERNEL, (jnp.ones((B, D)), jnp.int32(0)), ONES)
+
+
+def test_a_number_that_is_carried_takes_the_dtype_of_the_step():
+    kernel, xs = KERNEL.astype(jnp.bfloat16), ONES.astype(jnp.bfloat16)
+    equal_gradients(lambda k, c, x: (c + (x * k[:1]).sum(), c), kernel, 0.0, xs)
+
+
+def test_an_empty_loop_within_a_loop():
+    def step(kernel, carry, x):
+        inner = scan(lambda k, c, x: (project(c, k) + x, None), kernel, carry, jnp.ones((0, B, D)))[0]
+        return jnp.tanh(project(inner, kernel) + x), None
+
+    equal_gradients(step, KERNEL, jnp.ones((B, D)), ONES)
+
+
+def test_a_constant_that_the_step_also_closes_over():
+    step = lambda k, c, x: (jnp.tanh(project(c, k) + project(x, KERNEL)), None)  # noqa: E731
+    equal_gradients(step, KERNEL, jnp.ones((B, D)), ONES, jit=False)
+
+
+def test_the_precision_of_the_forward_pass_holds_backward():
+    def total(kernel):
+        with jax.default_matmul_precision("highest"):
+            return scan(lambda k, c, x: (jnp.tanh(project(c, k) + x), None), kernel, jnp.ones((B, D)), ONES)[0].sum()
+
+    program = str(jax.make_jaxpr(jax.grad(total))(KERNEL))
+    assert program.count("dot_general[") == program.count("precision=(Precision.HIGHEST") > 2
