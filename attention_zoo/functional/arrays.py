@@ -52,16 +52,20 @@ def _absent(leaf: Any) -> bool:
 
 
 def differentiable(leaf: Any) -> bool:
+    """Whether it is of real or complex numbers."""
     return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
 def weak(leaf: jax.Array) -> bool:
+    """Whether it was a number of Python, which takes another's dtype."""
     return bool(getattr(leaf, "weak_type", False))
 
 
 def as_array(leaf: Any) -> jax.Array:
+    """The leaf, if it is an array of JAX; else one of it. Random keys stay what they are."""
     return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
 
 
 def unstacked(leaf: Array) -> jax.ShapeDtypeStruct:
+    """What one of its rows looks like."""
     return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
