@@ -62,9 +62,14 @@ def test_in_bfloat16_every_product_with_weights_takes_bfloat16(prepare, peer, qu
     contestant = ours if peer is None else peer("flax wmt", work)
     traced = jax.make_jaxpr(contestant.work)(*contestant.arguments)
     products = [[part.aval for part in equation.invars] for equation in _products(traced.jaxpr)]
-    # A layer norm's sums, float32 as all of it is, are products with a vector on a CPU.
-    with_weights = [{str(part.dtype) for part in both} for both in products if min(part.ndim for part in both) == 2]
-    assert with_weights and all(dtypes == {"bfloat16"} for dtypes in with_weights)
+    with_weights = [both for both in products if min(part.ndim for part in both) <= 2]
+    # Our layer norm's sums, float32 as all of it is, are products with a vector on a CPU; nothing else is.
+    sums = [both for both in with_weights if peer is None and [part.ndim for part in both] == [2, 1]]
+    assert all(part.dtype == jnp.float32 for both in sums for part in both)
+    dtypes = [{str(part.dtype) for part in both} for both in with_weights if both not in sums]
+    assert dtypes and all(dtype == {"bfloat16"} for dtype in dtypes)
+    norms = sum(leaf.ndim == 1 and path[-1].key == "scale" for path, leaf in jax.tree.leaves_with_path(work.params))
+    assert len(sums) == (2 * norms if peer is None else 0)
 
 
 def test_the_share_of_the_peak_is_that_of_the_data_sheet(monkeypatch, capsys):

@@ -1,8 +1,7 @@
 """Layer normalisation and rectifier whose gradients keep no array that the network does not keep anyway.
 
-JAX keeps the mean's and the scale's copies of a whole [..., D] array for each norm, and a rectifier's inputs beside its
-outputs: memory that XLA:CPU takes anew, and the system clears, in every step (docs/DESIGN.md, what prototypes
-measured).
+Else a norm's scale and deviation would be kept as whole [..., D] arrays, and a rectifier's inputs beside its outputs:
+memory that XLA:CPU takes anew, and the system clears, in every step (docs/DESIGN.md, what prototypes measured).
 """
 
 from functools import partial
