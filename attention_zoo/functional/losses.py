@@ -1,5 +1,6 @@
 """Losses of token sequences, divided by the number of real tokens, never by the padded size."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
-_ROWS = {"cpu": 256}  # of logits at a time: what its caches hold
+_ROWS, _CPU_ROWS, _CPU_LOGITS = 4096, 256, 5 * 2**20  # at a time: enough to fill a device; what a CPU's caches hold
 
 
 @checked
@@ -74,15 +75,17 @@ def projected_cross_entropy(
     Equal to `cross_entropy(features @ kernel + bias, ...)` up to rounding. When it is differentiated, each slice's
     share of the gradient is formed while its logits are at hand, so nothing is computed twice; beside the gradient of
     the kernel and a slice's share of it, the largest temporaries are `rows` rows of logits. The shares are summed in
-    float32 at least. Reverse mode only, as with any `jax.custom_vjp`.
+    float32 at least. With one CPU as JAX's only device, padding is left out, wherever it stands, and costs nothing.
+    Reverse mode only, as with any `jax.custom_vjp`.
 
     Args:
         features: what the output layer sees, [B, T, D].
         kernel: of the output layer, [D, N]; bias: [N], or None.
         targets, mask, label_smoothing: as in `cross_entropy`.
-        rows: about how many of the B x T rows, of all devices, are taken at a time; whole steps of the batch, at least
-            one. Where the batch is sharded, each slice's gradient of the kernel is summed over the devices. By default
-            256 on a CPU, and 4096 elsewhere, where it takes more work at a time to fill the device.
+        rows: about how many of the B x T rows, of all devices, are taken at a time; but on one CPU, whole steps of the
+            batch, at least one. Where the batch is sharded, each slice's gradient of the kernel is summed over the
+            devices. By default 256 on a CPU, or fewer of a vocabulary above 20,480, and 4096 elsewhere, where it takes
+            more work at a time to fill the device.
 
     Returns:
         the loss, and the share of the real tokens that no other is more probable than (not differentiable).
@@ -92,7 +95,7 @@ def projected_cross_entropy(
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"projected_cross_entropy: label_smoothing lies in [0, 1); got {label_smoothing}")
-    rows = _ROWS.get(jax.default_backend(), 4096) if rows is None else rows
+    rows = _default_rows(kernel.shape[1]) if rows is None else rows
     if rows < 1:
         raise ValueError(f"projected_cross_entropy: rows is at least 1; got {rows}")
     bias = jnp.zeros_like(kernel[0]) if bias is None else bias
@@ -100,29 +103,78 @@ def projected_cross_entropy(
     return loss, jax.lax.stop_gradient(right)
 
 
-def _slices(array: jax.Array, rows: int) -> jax.Array:
-    """[B, T, ...] to [slices, B, steps, ...], about `rows` rows each, the last one filled up with zeros."""
+def _default_rows(vocabulary: int) -> int:
+    if jax.default_backend() != "cpu":
+        return _ROWS
+    return min(_CPU_ROWS, max(_CPU_ROWS // 4, _CPU_LOGITS // max(1, vocabulary)))
+
+
+def _over_slices(
+    one: Callable[..., tuple[Any, Any]], rows: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
+) -> tuple[Any, Any]:
+    """The last sums of `one(sums, features [r, D], targets [r], mask [r]) -> (sums, [r, D] or None)`, slice by slice,
+    and what it gave, in its place in `found`, [B, T, D] of zeros or None.
+    """
+    arrays = features, targets, mask
+    if not mask.size:
+        return sums, found
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:  # every row stays on its device
+        sums, steps = jax.lax.scan(lambda sums, slices: one(sums, *slices), sums, [_steps(a, rows) for a in arrays])
+        return sums, jax.tree.map(lambda zeros, steps: _joined(steps, *zeros.shape), found, steps)
+    x, y, real = (array.reshape(mask.size, *array.shape[2:]) for array in arrays)
+    count = -(-mask.size // rows)
+    rows = -(-mask.size // count)
+    places = jnp.nonzero(real, size=count * rows, fill_value=mask.size)[0].reshape(count, rows)
+    # How many rows of a slice are computed: the last real ones may fill half of one.
+    parts = sorted({0, -(-rows // 2) if count > 1 else rows, rows})
+
+    def step(state: Any, places: Any) -> Any:
+        needed = sum(jnp.int32(places[part] < mask.size) for part in parts[:-1])
+        return jax.lax.switch(needed, [partial(take, places[:part]) for part in parts], state), None
+
+    def take(places: Any, state: Any) -> Any:
+        if not len(places):
+            return state
+        sums, found = state
+        read = (jnp.take(array, places, axis=0, mode="fill", fill_value=0) for array in (x, y))
+        sums, gave = one(sums, *read, places < mask.size)
+        return sums, jax.tree.map(lambda all, gave: all.at[places].set(gave, mode="drop"), found, gave)
+
+    found = jax.tree.map(lambda zeros: zeros.reshape(x.shape), found)
+    (sums, found), _ = jax.lax.scan(step, (sums, found), places)
+    return sums, jax.tree.map(lambda flat: flat.reshape(features.shape), found)
+
+
+def _steps(array: jax.Array, rows: int) -> jax.Array:
+    """[B, T, ...] to [slices, B t, ...] of whole steps, about `rows` rows each, the last one filled up with zeros."""
     batch, steps = array.shape[:2]
     each = max(1, steps // max(1, -(-batch * steps // rows)))
     count = max(1, -(-steps // each))
     padded = jnp.pad(array, ((0, 0), (0, each * count - steps), *[(0, 0)] * (array.ndim - 2)))
-    return jnp.moveaxis(padded.reshape(batch, count, each, *array.shape[2:]), 1, 0)
+    sliced = jnp.moveaxis(padded.reshape(batch, count, each, *array.shape[2:]), 1, 0)
+    return sliced.reshape(count, batch * each, *array.shape[2:])
+
+
+def _joined(slices: jax.Array, batch: int, steps: int, width: int) -> jax.Array:
+    """[slices, B t, D] of whole steps to [B, T, D]."""
+    parted = jnp.moveaxis(slices.reshape(len(slices), batch, -1, width), 0, 1)
+    return parted.reshape(batch, -1, width)[:, :steps]
 
 
 def _slice(
     smoothing: float, count: Any, kernel: Any, bias: Any, features: Any, targets: Any, mask: Any
 ) -> tuple[Any, ...]:
-    """Sums of one slice: loss and right tokens; and the logits' gradient of the summed loss over `count`, [B, t, N]."""
-    logits = (features.reshape(-1, features.shape[-1]) @ kernel + bias[None]).reshape(*mask.shape, -1)
+    """Sums of one slice: loss and right tokens; and the logits' gradient of the summed loss over `count`, [r, N]."""
+    logits = features @ kernel + bias[None]
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     top = logits.max(-1, keepdims=True)
     exponentials = jnp.exp(logits - top)
     total = exponentials.sum(-1, keepdims=True)
-    token = jnp.take_along_axis(logits, jnp.where(mask, targets, 0)[..., None], axis=-1)
+    token = jnp.take_along_axis(logits, jnp.where(mask, targets, 0)[:, None], axis=-1)
     smoothed = token if smoothing == 0 else (1 - smoothing) * token + smoothing * logits.mean(-1, keepdims=True)
     losses = jnp.log(total) + top - smoothed
-    real = mask[..., None]
-    chosen = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
+    real = mask[:, None]
+    chosen = jnp.arange(logits.shape[-1])[None] == targets[:, None]
     each = 1 / count.astype(logits.dtype)
     gradient = exponentials * jnp.where(real, each / total, 0) - jnp.where(chosen & real, (1 - smoothing) * each, 0)
     if smoothing:
@@ -141,11 +193,11 @@ def _projected(
 ) -> tuple[Any, Any]:
     count = jnp.maximum(mask.sum(), 1)
 
-    def step(sums: Any, slices: Any) -> Any:
-        loss, right, _ = _slice(smoothing, count, kernel, bias, *slices)
+    def one(sums: Any, *rows: Any) -> Any:
+        loss, right, _ = _slice(smoothing, count, kernel, bias, *rows)
         return (sums[0] + loss, sums[1] + right), None
 
-    sums, _ = jax.lax.scan(step, _nothing(features), [_slices(array, rows) for array in (features, targets, mask)])
+    sums, _ = _over_slices(one, rows, _nothing(features), None, features, targets, mask)
     return sums[0] / count, sums[1] / count
 
 
@@ -158,18 +210,17 @@ def _projected_forward(
 
     wide = jnp.promote_types(kernel.dtype, jnp.float32)  # in half precision a long sum stops growing
 
-    def step(sums: Any, slices: Any) -> Any:
-        loss, right, d_logits = _slice(smoothing, at_once, kernel, bias, *slices)
-        flat, x = d_logits.reshape(-1, kernel.shape[1]).astype(kernel.dtype), slices[0].reshape(-1, kernel.shape[0])
-        d_kernel = jnp.matmul(x.T, flat, preferred_element_type=wide)
-        added = (sums[0] + loss, sums[1] + right, sums[2] + d_kernel, sums[3] + flat.sum(0, dtype=wide))
-        return added, (flat @ kernel.T).reshape(slices[0].shape)
+    def one(sums: Any, x: Any, *rest: Any) -> Any:
+        loss, right, d_logits = _slice(smoothing, at_once, kernel, bias, x, *rest)
+        d_logits = d_logits.astype(kernel.dtype)
+        d_kernel = jnp.matmul(x.T, d_logits, preferred_element_type=wide)
+        added = (sums[0] + loss, sums[1] + right, sums[2] + d_kernel, sums[3] + d_logits.sum(0, dtype=wide))
+        return added, (d_logits @ kernel.T).astype(x.dtype)
 
     zeros = (*_nothing(features), jnp.zeros(kernel.shape, wide), jnp.zeros(bias.shape, wide))
-    sums, d_features = jax.lax.scan(step, zeros, [_slices(array, rows) for array in (features, targets, mask)])
-    d_features = jnp.moveaxis(d_features, 0, 1).reshape(len(features), -1, features.shape[-1])
+    sums, d_features = _over_slices(one, rows, zeros, jnp.zeros_like(features), features, targets, mask)
     d_kernel, d_bias = (share / later for share in sums[2:])
-    shares = d_features[:, : features.shape[1]], d_kernel.astype(kernel.dtype), d_bias.astype(bias.dtype)
+    shares = d_features, d_kernel.astype(kernel.dtype), d_bias.astype(bias.dtype)
     return (sums[0] / count, sums[1] / count), (*shares, later)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from attention_zoo.functional import losses
 from attention_zoo.functional.losses import cross_entropy, projected_cross_entropy
 
 B, T, N = 3, 5, 7
@@ -100,9 +101,11 @@ def test_label_smoothing_outside_its_range_is_refused(smoothing):
 D = 2
 
 
+@pytest.mark.parametrize("devices", [1, 8])  # alone, a CPU takes the real tokens together
 @pytest.mark.parametrize("rows", [1, 2 * B, 10**6])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_projected_equals_cross_entropy_of_the_logits(rows, smoothing, float64):
+def test_projected_equals_cross_entropy_of_the_logits(devices, rows, smoothing, monkeypatch, float64):
+    monkeypatch.setattr("attention_zoo.functional.losses.jax.device_count", lambda: devices)
     features, kernel, bias = draw(B, T, D), draw(D, N), draw(N)
 
     def sliced(*arguments):
@@ -119,6 +122,40 @@ def test_projected_equals_cross_entropy_of_the_logits(rows, smoothing, float64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)
     np.testing.assert_allclose(jax.jit(sliced)(features, kernel, bias), expected[0], rtol=1e-12)
     assert not found[1][0][1, 2:].any()  # padding gets no gradient
+
+
+def test_projected_reads_no_padding_and_maps_over_masks(float64):
+    mask = np.random.default_rng(2).random((4, B, T)) < np.array([0, 0.3, 0.7, 1])[:, None, None]
+    features, kernel = np.where(mask[..., None], draw(B, T, D), np.nan), draw(D, N)
+
+    def loss(mask, features, kernel):
+        return projected_cross_entropy(features, kernel, None, TARGETS, mask, rows=4)[0]
+
+    def whole(mask, features, kernel):
+        return cross_entropy(features @ kernel, TARGETS, mask)
+
+    found, expected = (
+        jax.jit(jax.vmap(jax.value_and_grad(one, (1, 2)), (0, 0, None)))(mask, read, kernel)
+        for one, read in ((loss, features), (whole, np.nan_to_num(features)))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)
+
+
+@pytest.mark.parametrize("real, computed", [(0, []), (1, [2]), (3, [4]), (6, [4, 2]), (12, [4, 4, 4])])
+def test_projected_computes_no_more_rows_than_are_real_but_for_half_a_slice(real, computed, monkeypatch):
+    found, slice_of = [], losses._slice
+
+    def watched(*arguments):
+        jax.debug.callback(found.append, len(arguments[-1]))
+        return slice_of(*arguments)
+
+    monkeypatch.setattr(losses, "_slice", watched)
+    mask = jnp.arange(12) % 2 * 6 + jnp.arange(12) // 2 < real  # every second place comes first
+    features, targets = jnp.ones((1, 12, D)), jnp.zeros((1, 12), int)
+    loss = jax.grad(lambda kernel: projected_cross_entropy(features, kernel, None, targets, mask[None], rows=4)[0])
+    jax.block_until_ready(loss(jnp.ones((D, N))))
+    jax.effects_barrier()
+    assert found == computed
 
 
 def test_projected_gradient_equals_finite_differences(float64):
@@ -168,7 +205,7 @@ def test_the_gradient_of_a_bfloat16_kernel_is_summed_in_float32():
         np.testing.assert_allclose(found.astype(jnp.float32), [-0.5, 0.5], rtol=2.0**-7)
 
 
-@pytest.mark.parametrize("backend, slices", [("cpu", 4), ("gpu", 1)])
+@pytest.mark.parametrize("backend, slices", [("cpu", 3), ("gpu", 1)])
 def test_by_default_a_device_other_than_a_cpu_takes_more_rows_at_a_time(monkeypatch, backend, slices):
     monkeypatch.setattr("attention_zoo.functional.losses.jax.default_backend", lambda: backend)
     shape = (11, 61)  # 671 rows
