@@ -9,7 +9,11 @@ import jax.numpy as jnp
 
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
-_ROWS, _CPU_ROWS, _CPU_LOGITS = 4096, 256, 5 * 2**20  # at a time: enough to fill a device; what a CPU's caches hold
+_ROWS = 4096  # of logits at a time: enough to fill an accelerator
+_CPU_ROWS, _CPU_LOGITS = 256, 5 * 2**20  # rows, and logits of all, that a CPU's caches hold
+
+# (sums, features [r, D], targets [r], mask [r]) -> the sums, a slice's added, and what it gives, [r, D] or None.
+Slicewise = Callable[..., tuple[Any, Any]]
 
 
 @checked
@@ -70,22 +74,23 @@ def projected_cross_entropy(
     label_smoothing: float = 0.0,
     rows: int | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`cross_entropy` of the logits `x_t W + b`, which never exist whole: a few steps at a time.
+    """`cross_entropy` of the logits `x_t W + b`, which never exist whole: a few rows at a time.
 
     Equal to `cross_entropy(features @ kernel + bias, ...)` up to rounding. When it is differentiated, each slice's
     share of the gradient is formed while its logits are at hand, so nothing is computed twice; beside the gradient of
     the kernel and a slice's share of it, the largest temporaries are `rows` rows of logits. The shares are summed in
-    float32 at least. With one CPU as JAX's only device, padding is left out, wherever it stands, and costs nothing.
-    Reverse mode only, as with any `jax.custom_vjp`.
+    float32 at least. With one CPU as JAX's only device the real tokens are taken together, wherever they stand, and
+    slices or half slices of padding alone are skipped (not where `jax.vmap` maps over masks). Reverse mode only, as
+    with any `jax.custom_vjp`.
 
     Args:
-        features: what the output layer sees, [B, T, D].
+        features: what the output layer sees, [B, T, D]; finite, also in padding.
         kernel: of the output layer, [D, N]; bias: [N], or None.
         targets, mask, label_smoothing: as in `cross_entropy`.
-        rows: about how many of the B x T rows, of all devices, are taken at a time; but on one CPU, whole steps of the
-            batch, at least one. Where the batch is sharded, each slice's gradient of the kernel is summed over the
-            devices. By default 256 on a CPU, or fewer of a vocabulary above 20,480, and 4096 elsewhere, where it takes
-            more work at a time to fill the device.
+        rows: about how many of the B x T rows, of all devices, are taken at a time. One CPU takes at most that many;
+            elsewhere whole steps of the batch are taken, at least one, and where the batch is sharded, each slice's
+            gradient of the kernel is summed over the devices. By default 256 on a CPU, down to 64 for vocabularies
+            above 20,480, and 4096 elsewhere, where it takes more work at a time to fill the device.
 
     Returns:
         the loss, and the share of the real tokens that no other is more probable than (not differentiable).
@@ -110,55 +115,65 @@ def _default_rows(vocabulary: int) -> int:
 
 
 def _over_slices(
-    one: Callable[..., tuple[Any, Any]], rows: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
+    one: Slicewise, rows: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
 ) -> tuple[Any, Any]:
-    """The last sums of `one(sums, features [r, D], targets [r], mask [r]) -> (sums, [r, D] or None)`, slice by slice,
-    and what it gave, in its place in `found`, [B, T, D] of zeros or None.
-    """
-    arrays = features, targets, mask
+    """The last sums of `one`, slice after slice, and what it gave, in its place in `found`: zeros [B, T, D], or None."""
     if not mask.size:
         return sums, found
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:  # every row stays on its device
-        sums, steps = jax.lax.scan(lambda sums, slices: one(sums, *slices), sums, [_steps(a, rows) for a in arrays])
-        return sums, jax.tree.map(lambda zeros, steps: _joined(steps, *zeros.shape), found, steps)
-    x, y, real = (array.reshape(mask.size, *array.shape[2:]) for array in arrays)
-    count = -(-mask.size // rows)
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return (_over_real_rows if alone else _over_steps)(one, rows, sums, found, features, targets, mask)
+
+
+def _over_real_rows(
+    one: Slicewise, most: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
+) -> tuple[Any, Any]:
+    """Slices of the real tokens; others fill the last one, or half of it, at most."""
+    x, y, real = (array.reshape(mask.size, *array.shape[2:]) for array in (features, targets, mask))
+    count = -(-mask.size // most)
     rows = -(-mask.size // count)
     places = jnp.nonzero(real, size=count * rows, fill_value=mask.size)[0].reshape(count, rows)
-    # How many rows of a slice are computed: the last real ones may fill half of one.
     parts = sorted({0, -(-rows // 2) if count > 1 else rows, rows})
 
-    def step(state: Any, places: Any) -> Any:
+    def step(state: Any, places: Any) -> tuple[Any, None]:
+        # The real ones come first, so a part is needed where the one before it is full.
         needed = sum(jnp.int32(places[part] < mask.size) for part in parts[:-1])
-        return jax.lax.switch(needed, [partial(take, places[:part]) for part in parts], state), None
+        sums, gave = jax.lax.switch(needed, [partial(part_of, places[:part]) for part in parts], state[0])
+        # Outside of the switch, for which XLA would copy all rows.
+        return (sums, None if found is None else state[1].at[places].set(gave, mode="drop")), None
 
-    def take(places: Any, state: Any) -> Any:
+    def part_of(places: Any, sums: Any) -> tuple[Any, Any]:
         if not len(places):
-            return state
-        sums, found = state
-        read = (jnp.take(array, places, axis=0, mode="fill", fill_value=0) for array in (x, y))
-        sums, gave = one(sums, *read, places < mask.size)
-        return sums, jax.tree.map(lambda all, gave: all.at[places].set(gave, mode="drop"), found, gave)
+            return sums, None if found is None else jnp.zeros((rows, x.shape[1]), found.dtype)
+        taken = (jnp.take(array, places, axis=0, mode="fill", fill_value=0) for array in (x, y))
+        sums, gave = one(sums, *taken, places < mask.size)
+        return sums, None if found is None else jnp.pad(gave, ((0, rows - len(places)), (0, 0)))
 
-    found = jax.tree.map(lambda zeros: zeros.reshape(x.shape), found)
-    (sums, found), _ = jax.lax.scan(step, (sums, found), places)
-    return sums, jax.tree.map(lambda flat: flat.reshape(features.shape), found)
+    start = sums, None if found is None else found.reshape(x.shape)
+    (sums, found), _ = jax.lax.scan(step, start, places)
+    return sums, None if found is None else found.reshape(features.shape)
+
+
+def _over_steps(
+    one: Slicewise, most: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
+) -> tuple[Any, Any]:
+    """Slices of whole steps, in which every row stays on its device."""
+    slices = [_steps(array, most) for array in (features, targets, mask)]
+    sums, gave = jax.lax.scan(lambda sums, slices: one(sums, *slices), sums, slices)
+    if found is None:
+        return sums, None
+    batch, steps, width = features.shape
+    joined = jnp.moveaxis(gave.reshape(len(gave), batch, -1, width), 0, 1).reshape(batch, -1, width)
+    return sums, joined[:, :steps]
 
 
 def _steps(array: jax.Array, rows: int) -> jax.Array:
-    """[B, T, ...] to [slices, B t, ...] of whole steps, about `rows` rows each, the last one filled up with zeros."""
+    """[B, T, ...] to [slices, B t, ...], about `rows` rows each, the last one filled up with zeros."""
     batch, steps = array.shape[:2]
     each = max(1, steps // max(1, -(-batch * steps // rows)))
     count = max(1, -(-steps // each))
     padded = jnp.pad(array, ((0, 0), (0, each * count - steps), *[(0, 0)] * (array.ndim - 2)))
     sliced = jnp.moveaxis(padded.reshape(batch, count, each, *array.shape[2:]), 1, 0)
     return sliced.reshape(count, batch * each, *array.shape[2:])
-
-
-def _joined(slices: jax.Array, batch: int, steps: int, width: int) -> jax.Array:
-    """[slices, B t, D] of whole steps to [B, T, D]."""
-    parted = jnp.moveaxis(slices.reshape(len(slices), batch, -1, width), 0, 1)
-    return parted.reshape(batch, -1, width)[:, :steps]
 
 
 def _slice(
@@ -182,9 +197,10 @@ def _slice(
     return jnp.sum(losses, where=real), jnp.sum(token == top, where=real, dtype=jnp.int32), gradient
 
 
-def _nothing(features: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _nothing(features: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sums of loss and right tokens before the first slice."""
-    return jnp.zeros((), jnp.promote_types(features.dtype, jnp.float32)), jnp.zeros((), jnp.int32)
+    wide = jnp.promote_types(jnp.result_type(features, kernel), jnp.float32)
+    return jnp.zeros((), wide), jnp.zeros((), jnp.int32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -193,11 +209,11 @@ def _projected(
 ) -> tuple[Any, Any]:
     count = jnp.maximum(mask.sum(), 1)
 
-    def one(sums: Any, *rows: Any) -> Any:
-        loss, right, _ = _slice(smoothing, count, kernel, bias, *rows)
+    def one(sums: Any, *arrays: Any) -> Any:
+        loss, right, _ = _slice(smoothing, count, kernel, bias, *arrays)
         return (sums[0] + loss, sums[1] + right), None
 
-    sums, _ = _over_slices(one, rows, _nothing(features), None, features, targets, mask)
+    sums, _ = _over_slices(one, rows, _nothing(features, kernel), None, features, targets, mask)
     return sums[0] / count, sums[1] / count
 
 
@@ -210,14 +226,14 @@ def _projected_forward(
 
     wide = jnp.promote_types(kernel.dtype, jnp.float32)  # in half precision a long sum stops growing
 
-    def one(sums: Any, x: Any, *rest: Any) -> Any:
-        loss, right, d_logits = _slice(smoothing, at_once, kernel, bias, x, *rest)
+    def one(sums: Any, x: Any, *others: Any) -> Any:
+        loss, right, d_logits = _slice(smoothing, at_once, kernel, bias, x, *others)
         d_logits = d_logits.astype(kernel.dtype)
         d_kernel = jnp.matmul(x.T, d_logits, preferred_element_type=wide)
         added = (sums[0] + loss, sums[1] + right, sums[2] + d_kernel, sums[3] + d_logits.sum(0, dtype=wide))
         return added, (d_logits @ kernel.T).astype(x.dtype)
 
-    zeros = (*_nothing(features), jnp.zeros(kernel.shape, wide), jnp.zeros(bias.shape, wide))
+    zeros = (*_nothing(features, kernel), jnp.zeros(kernel.shape, wide), jnp.zeros(bias.shape, wide))
     sums, d_features = _over_slices(one, rows, zeros, jnp.zeros_like(features), features, targets, mask)
     d_kernel, d_bias = (share / later for share in sums[2:])
     shares = d_features, d_kernel.astype(kernel.dtype), d_bias.astype(bias.dtype)

@@ -158,6 +158,14 @@ def test_projected_computes_no_more_rows_than_are_real_but_for_half_a_slice(real
     assert found == computed
 
 
+def test_projected_copies_the_gradient_of_all_features_for_no_slice():
+    features, kernel, targets = jnp.ones((8, 16, D)), jnp.ones((D, N)), jnp.zeros((8, 16), int)
+    loss = jax.jit(jax.grad(lambda x, mask: projected_cross_entropy(x, kernel, None, targets, mask, rows=16)[0]))
+    compiled = loss.lower(features, targets == 0).compile().as_text()
+    assert f"f32[128,{D}]" in compiled
+    assert not [line for line in compiled.splitlines() if f" = f32[128,{D}]" in line and " copy(" in line]
+
+
 def test_projected_gradient_equals_finite_differences(float64):
     loss = jax.jit(lambda *weights: projected_cross_entropy(*weights, TARGETS, MASK, 0.1, B)[0] ** 2)
     check_grads(loss, (draw(B, T, D), draw(D, N), draw(N)), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
