@@ -117,7 +117,7 @@ def _default_rows(vocabulary: int) -> int:
 def _over_slices(
     one: Slicewise, rows: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
 ) -> tuple[Any, Any]:
-    """The last sums of `one`, slice after slice, and what it gave, in its place in `found`: zeros [B, T, D], or None."""
+    """The last sums of `one`, slice after slice, and what it gave, in its place in `found`: zeros [B, T, D] or None."""
     if not mask.size:
         return sums, found
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
