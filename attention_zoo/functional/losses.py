@@ -13,7 +13,7 @@ _ROWS = 4096  # of logits at a time: enough to fill an accelerator
 _CPU_ROWS, _CPU_LOGITS = 256, 5 * 2**20  # rows, and logits of all, that a CPU's caches hold
 
 # (sums, features [r, D], targets [r], mask [r]) -> the sums, a slice's added, and what it gives, [r, D] or None.
-Slicewise = Callable[..., tuple[Any, Any]]
+_Slicewise = Callable[..., tuple[Any, Any]]
 
 
 @checked
@@ -115,7 +115,7 @@ def _default_rows(vocabulary: int) -> int:
 
 
 def _over_slices(
-    one: Slicewise, rows: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
+    one: _Slicewise, rows: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
 ) -> tuple[Any, Any]:
     """The last sums of `one`, slice after slice, and what it gave, in its place in `found`: zeros [B, T, D] or None."""
     if not mask.size:
@@ -125,7 +125,7 @@ def _over_slices(
 
 
 def _over_real_rows(
-    one: Slicewise, most: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
+    one: _Slicewise, most: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
 ) -> tuple[Any, Any]:
     """Slices of the real tokens; others fill the last one, or half of it, at most."""
     x, y, real = (array.reshape(mask.size, *array.shape[2:]) for array in (features, targets, mask))
@@ -154,7 +154,7 @@ def _over_real_rows(
 
 
 def _over_steps(
-    one: Slicewise, most: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
+    one: _Slicewise, most: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
 ) -> tuple[Any, Any]:
     """Slices of whole steps, in which every row stays on its device."""
     slices = [_steps(array, most) for array in (features, targets, mask)]
