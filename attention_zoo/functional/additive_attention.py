@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from attention_zoo.functional.alignment import softmax
 from attention_zoo.functional.attend import read
 from attention_zoo.functional.kernels import modern_gpu
-from attention_zoo.functional.loop import project
+from attention_zoo.functional.products import project
 from attention_zoo.notation import Array, Bool, Float, checked
 
 IMPLEMENTATIONS = ("chunked", "pallas")

@@ -1,5 +1,6 @@
 """Arrays for loops to write, and trees taken apart by what has a gradient."""
 
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,64 @@ def blank(tree: Any, source: Any) -> Any:
     return jax.tree.unflatten(structure, full)
 
 
+def collect(
+    step: Callable[[Any, list[jax.Array]], tuple[Any, tuple[Any, Any]]],
+    carry: Any,
+    length: int,
+    read: Sequence[jax.Array],
+    given: Any,
+    over: Sequence[Collection[int]],
+    *,
+    reverse: bool,
+) -> tuple[Any, Any, Any]:
+    """A scan that writes results over what it has read.
+
+    Args:
+        step: from the carry and the n-th of what is read to the carry, the n-th results to be written, and others,
+            which are collected as `lax.scan` does it.
+        carry: before the first step.
+        length: how many steps.
+        read: stacked arrays.
+        given: what the results to be written look like, stacked.
+        over: for each of them, the numbers of the arrays that nobody reads after the loop and that it depends on; it
+            is written over the first of these of its shape and dtype. (XLA copies an array whole, in every step, if
+            it is written by what need not wait until it is read.)
+        reverse: from the last to the first.
+
+    Returns:
+        the carry, the results that were written, and the others.
+    """
+    wanted, structure = jax.tree.flatten(given)
+    guests: dict[int, int] = {}
+    for number, (like, places) in enumerate(zip(wanted, over, strict=True)):
+        free = (place for place in places if place not in guests and _alike(read[place], like))
+        if (place := next(free, None)) is not None:
+            guests[place] = number
+    hosts = {number: place for place, number in guests.items()}
+    new = iter(blank([like for number, like in enumerate(wanted) if number not in hosts], (read, carry)))
+    arrays = [read[hosts[number]] if number in hosts else next(new) for number in range(len(wanted))]
+    others = [leaf for place, leaf in enumerate(read) if place not in guests]
+
+    def body(loop: Any, inputs: Any) -> Any:
+        (carry, arrays), (n, others) = loop, inputs
+        rest = iter(others)
+        now = [apart(arrays[guests[place]][n]) if place in guests else next(rest) for place in range(len(read))]
+        carry, (results, rest) = step(carry, now)
+        return (carry, written(arrays, n, jax.tree.leaves(results))), rest
+
+    (carry, arrays), rest = jax.lax.scan(body, (carry, arrays), (jnp.arange(length), others), reverse=reverse)
+    return carry, jax.tree.unflatten(structure, arrays), rest
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return bool((one.shape, one.dtype) == (other.shape, other.dtype))
+
+
+def apart(leaf: Array) -> jax.Array:
+    """A leaf as an array of its own: what XLA:CPU cuts gates from, it would compute or read again for every cut."""
+    return jax.lax.optimization_barrier(leaf) if jax.default_backend() == "cpu" else leaf
+
+
 def stacked(length: int, tree: Any) -> Any:
     """The shapes of a tree's leaves, stacked."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype), tree)
@@ -40,6 +99,11 @@ def partition(tree: Any) -> tuple[Any, Any]:
     """A tree's leaves that have gradients, and the others; None in place of each other's."""
     one = jax.tree.map(lambda leaf: leaf if differentiable(leaf) else None, tree)
     return one, jax.tree.map(lambda leaf: None if differentiable(leaf) else leaf, tree)
+
+
+def thinned(tree: Any, kept: Any) -> Any:
+    """A tree, with None in place of the leaves that are not kept."""
+    return jax.tree.map(lambda leaf, keep: leaf if keep else None, tree, kept)
 
 
 def combine(one: Any, other: Any) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from attention_zoo.functional.alignment import Alignment, softmax
 from attention_zoo.functional.dot_product import IMPLEMENTATIONS, dot_product_attention
-from attention_zoo.functional.loop import join_queries, product
+from attention_zoo.functional.products import join_queries, product
 from attention_zoo.functional.scores import scaled_dot
 from attention_zoo.notation import Array, Bool, Float, checked
 

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.loop import product, project
+from attention_zoo.functional.products import product, project
 from attention_zoo.notation import Array, Float, checked
 
 

@@ -4,121 +4,36 @@ The gradient of a scan adds to the gradient of every weight in every step: for a
 product and a read and write of the whole matrix, T times. But a step's share of `y_t = op(x_t, W)` needs only x_t
 and dy_t, so those are collected, and one `op` over all steps gives the sum.
 
-For its gradient the scan keeps what each step began with and what its products gave, and computes the rest of a step
-once more. Gradients are written where that was read. JAX's own scan collects results in arrays of zeros, which
-XLA shares among loops and copies for each, long before it needs them (docs/DESIGN.md, what prototypes measured).
+For its gradient the scan keeps what each step began with and what its products gave, as far as going back reads it,
+and computes the rest of a step once more. Gradients are written where that was read. JAX's own scan collects results
+in arrays of zeros, which XLA shares among loops and copies for each, long before it needs them (docs/DESIGN.md, what
+prototypes measured).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import Partial
 
 from attention_zoo.functional.arrays import (
     as_array,
-    blank,
+    collect,
     combine,
     differentiable,
     partition,
     stacked,
+    thinned,
     unstacked,
     weak,
-    written,
 )
-from attention_zoo.notation import Array
+from attention_zoo.functional.products import Tape, Use, taping
+from attention_zoo.functional.programs import Program, trace
 
-Operation = Callable[[jax.Array, jax.Array], jax.Array]
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
-
-
-class _Use(NamedTuple):
-    """A product in a step, and of which constant."""
-
-    operation: Operation
-    join: Callable[[jax.Array], jax.Array]
-    leaf: int
-
-
-class _Tape(NamedTuple):
-    """While one step is traced: its constants by identity and for products alone, what was used so far, and what the
-    products gave when they were computed, where they are not to be computed again."""
-
-    leaves: dict[int, int]
-    constants: list[jax.Array]
-    uses: list[_Use]
-    inputs: list[jax.Array]
-    outputs: list[jax.Array]
-    recalled: Sequence[jax.Array] | None
-
-
-_tape: ContextVar[_Tape | None] = ContextVar("tape", default=None)
-
-
-def product(operation: Operation, inputs: Array, constant: Array, *, join: Callable[[Array], Array]) -> jax.Array:
-    """`operation(inputs, constant)`, linear in both; inside `scan` its gradient by the constant waits for the end.
-
-    Args:
-        operation: such as a matrix product.
-        inputs: x_t.
-        constant: W; where it is not one of the scan's own constants, this is the plain operation.
-        join: turns the stacked steps [T, ...] of x, and of y, into one x and one y of the same operation.
-
-    Not inside a transformation that the step itself starts (`vmap`, `checkpoint`, `cond`) around a constant of the
-    scan: what is collected there would leak out of it, and JAX raises UnexpectedTracerError.
-    """
-    tape = _tape.get()
-    if tape is None or id(constant) not in tape.leaves:
-        return operation(inputs, constant)
-    leaf = tape.leaves[id(constant)]
-    if tape.recalled is None:
-        outputs = operation(inputs, tape.constants[leaf])
-    else:
-        outputs = _recalled(operation, inputs, tape.constants[leaf], tape.recalled[len(tape.outputs)])
-    tape.uses.append(_Use(operation, join, leaf))
-    tape.inputs.append(inputs)
-    tape.outputs.append(outputs)
-    return outputs
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recalled(operation: Operation, inputs: jax.Array, constant: jax.Array, outputs: jax.Array) -> jax.Array:
-    """`operation(inputs, constant)`, which is known; its gradient by the constant waits."""
-    return outputs
-
-
-def _recalled_backward(operation: Operation, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> Any:
-    inputs, constant = kept
-    if not differentiable(inputs):
-        return None, None, gradient
-    (by_inputs,) = jax.linear_transpose(lambda inputs: operation(inputs, constant), inputs)(gradient)
-    return by_inputs, None, gradient
-
-
-_recalled.defvjp(lambda _, inputs, constant, outputs: (outputs, (inputs, constant)), _recalled_backward)
-
-
-def project(inputs: Array, kernel: Array, bias: Array | None = None) -> jax.Array:
-    """`x W + b` over the last axis of [..., I], with all leading axes flattened into one.
-
-    On some CPUs a product that contracts several axes leaves XLA's fast path, and that is what the gradient of W
-    does to inputs [B, T, I] (docs/DESIGN.md, what prototypes measured).
-    """
-    flat = product(jnp.matmul, inputs.reshape(-1, inputs.shape[-1]), kernel, join=_as_rows)
-    return (flat if bias is None else flat + bias[None]).reshape(*inputs.shape[:-1], kernel.shape[-1])
-
-
-def join_queries(steps: Array) -> Array:
-    """Steps stacked in front, [N, ..., T, W], as more queries: [..., N T, W]. For products with keys or values."""
-    return jnp.moveaxis(steps, 0, -3).reshape(*steps.shape[1:-2], -1, steps.shape[-1])
-
-
-def _as_rows(steps: Array) -> Array:
-    return steps.reshape(-1, steps.shape[-1])
 
 
 def scan(step: Step, constants: Any, carry: Any, xs: Any, *, reverse: bool = False) -> tuple[Any, Any]:
@@ -150,11 +65,8 @@ def _one(step: Step) -> Step:
     """The step outside of a tape, which may be that of a loop around this one."""
 
     def run(constants: Any, carry: Any, x: Any) -> tuple[Any, Any]:
-        token = _tape.set(None)
-        try:
+        with taping(None):
             return step(constants, carry, x)
-        finally:
-            _tape.reset(token)
 
     return run
 
@@ -163,27 +75,36 @@ def _forward(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> 
     length = len(jax.tree.leaves(xs)[0])
     if not length:
         return jax.vjp(partial(_plain, step, reverse), constants, carry, xs)
-    uses: list[_Use] = []
-    tape = jax.make_jaxpr(partial(_taped, step, uses), return_shape=True)
-    traced, given = tape(constants, constants, carry, jax.tree.map(unstacked, xs))
-    run, structure = jaxpr_as_fun(traced), jax.tree.structure(given)
+    uses: list[Use] = []
+    x = jax.tree.map(unstacked, xs)
+    forth = trace(partial(_taped, step, uses), constants, constants, carry, x)
+    after, y, outputs = forth.results
+    back = trace(partial(_back, step), constants, carry, x, outputs, partition(after)[0], partition(y)[0])
+    # Random keys and integers are small, and no zeros can stand for a key.
+    known = jax.tree.map(lambda leaf, read: read or not differentiable(leaf), back.arguments[:4], back.reads[:4])
+    read, structure = jax.tree.flatten(xs)
 
-    def body(loop: Any, inputs: Any) -> Any:
-        (carry, arrays), (n, x) = loop, inputs
-        after, y, outputs = jax.tree.unflatten(structure, run(*jax.tree.leaves((constants, constants, carry, x))))
-        now, rest = partition((carry, y, outputs))
-        return (after, written(arrays, n, now)), rest
+    def collected(before: Any, y: Any, outputs: Any) -> tuple[Any, Any]:
+        return partition((thinned(before, known[1]), y, thinned(outputs, known[3])))
 
-    empty = blank(stacked(length, partition((carry, *given[1:]))[0]), (xs, carry))
-    (carry, arrays), rest = jax.lax.scan(body, (carry, empty), (jnp.arange(length), xs), reverse=reverse)
+    def body(before: Any, now: list[jax.Array]) -> Any:
+        after, y, outputs = forth.run(constants, constants, before, jax.tree.unflatten(structure, now))
+        return after, collected(before, y, outputs)
+
+    given = collected(carry, y, outputs)[0]
+    # Products may be written over what going back does not need.
+    done = [place for place, kept in enumerate(jax.tree.leaves(known[2])) if not kept]
+    names, needs = jax.tree.leaves(forth.given[3]), jax.tree.leaves(thinned(forth.needs[2], known[3]))
+    over: list[list[int]] = [[]] * len(jax.tree.leaves(given[:2]))
+    over += [[place for place in done if names[place] in needed] for needed in needs]
+    after, arrays, rest = collect(body, carry, length, read, stacked(length, given), over, reverse=reverse)
     befores, ys, outputs = combine(arrays, rest)
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    read = _read(traced, len(jax.tree.leaves(constants)))
-    pull_back = partial(_backward, step, reverse, tuple(uses), read, precision)
-    return (carry, ys), Partial(pull_back, constants, xs, befores, outputs)
+    pull_back = partial(_backward, length, reverse, tuple(uses), forth.reads[0], back, precision)
+    return (after, ys), Partial(pull_back, constants, (befores, thinned(xs, known[2]), outputs))
 
 
-def _taped(step: Step, uses: list[_Use], direct: Any, constants: Any, carry: Any, x: Any) -> Any:
+def _taped(step: Step, uses: list[Use], direct: Any, constants: Any, carry: Any, x: Any) -> Any:
     carry, y, tape = _run(step, direct, constants, carry, x)
     uses.extend(tape.uses)
     return carry, y, tape.outputs
@@ -191,76 +112,13 @@ def _taped(step: Step, uses: list[_Use], direct: Any, constants: Any, carry: Any
 
 def _run(
     step: Step, direct: Any, constants: Any, carry: Any, x: Any, recalled: Sequence[jax.Array] | None = None
-) -> tuple[Any, Any, _Tape]:
+) -> tuple[Any, Any, Tape]:
     """One step with a tape on: its products read `constants`, and all else of it reads `direct`, which is the same."""
-    leaves = {id(leaf): n for n, leaf in enumerate(jax.tree.leaves(direct))}
-    tape = _Tape(leaves, jax.tree.leaves(constants), [], [], [], recalled)
-    token = _tape.set(tape)
-    try:
+    leaves = {id(leaf): n for n, leaf in enumerate(jax.tree.leaves(direct)) if differentiable(leaf)}
+    tape = Tape(leaves, jax.tree.leaves(constants), [], [], [], recalled)
+    with taping(tape):
         carry, y = jax.tree.map(as_array, step(direct, carry, x))
-    finally:
-        _tape.reset(token)
     return carry, y, tape
-
-
-def _backward(
-    step: Step, reverse: bool, uses: tuple[_Use, ...], read: tuple[bool, ...], precision: Any, *kept: Any
-) -> tuple[Any, Any, Any]:
-    with jax.default_matmul_precision(precision):  # as going forward
-        return _gradients(step, reverse, uses, read, *kept)
-
-
-def _gradients(
-    step: Step,
-    reverse: bool,
-    uses: tuple[_Use, ...],
-    read: tuple[bool, ...],
-    constants: Any,
-    xs: Any,
-    befores: Any,
-    outputs: list[jax.Array],
-    gradients: Any,
-) -> tuple[Any, Any, Any]:
-    (d_carry, _), (d_ys, _) = map(partition, gradients)
-    (some, others), (x_arrays, x_rest) = partition(constants), partition(xs)
-    length = len(jax.tree.leaves(xs)[0])
-    sliced = jax.tree.map(unstacked, (befores, xs, outputs))
-    traced, given = jax.make_jaxpr(partial(_recall, step), return_shape=True)(constants, constants, *sliced)
-    run, structure = jaxpr_as_fun(traced), jax.tree.structure(given)
-    inputs = blank(stacked(length, given[2]), outputs)
-    leaves = jax.tree.leaves(constants)
-    summed = [used for used, leaf in zip(read, leaves, strict=True) if differentiable(leaf)]
-
-    def body(loop: Any, sliced: Any) -> Any:
-        (d_carry, sums, arrays), (n, before, rest, d_y) = loop, sliced
-        carry, carry_rest = partition(before)
-        x, outputs = (jax.tree.map(lambda array: array[n], tree) for tree in arrays[:2])
-
-        def again(some: Any, carry: Any, x: Any, outputs: list[jax.Array]) -> Any:
-            told = combine(some, others), constants, combine(carry, carry_rest), combine(x, rest), outputs
-            after, y, inputs = jax.tree.unflatten(structure, run(*jax.tree.leaves(told)))
-            return (partition(after)[0], partition(y)[0]), inputs
-
-        _, pull_back, inputs = jax.vjp(again, some, carry, x, outputs, has_aux=True)
-        d_some, d_carry, d_x, d_outputs = pull_back((d_carry, d_y))
-        sums = jax.tree.map(jnp.add, sums, only_read(d_some))
-        return (d_carry, sums, written(arrays, n, (d_x, d_outputs, inputs))), None
-
-    def only_read(tree: Any) -> list[jax.Array]:
-        return [leaf for leaf, used in zip(jax.tree.leaves(tree), summed, strict=True) if used]
-
-    start = d_carry, [jnp.zeros_like(leaf) for leaf in only_read(some)], (x_arrays, outputs, inputs)
-    steps = jnp.arange(length), befores, x_rest, d_ys
-    (d_carry, sums, (d_xs, d_outputs, inputs)), _ = jax.lax.scan(body, start, steps, reverse=not reverse)
-    found = iter(sums)
-    d_leaves: list[Any] = [
-        next(found) if used and differentiable(leaf) else None for used, leaf in zip(read, leaves, strict=True)
-    ]
-    for use, x, d_y in zip(uses, inputs, d_outputs, strict=True):
-        _, by_constant = jax.vjp(partial(use.operation, use.join(x)), leaves[use.leaf])
-        (share,) = by_constant(use.join(d_y))
-        d_leaves[use.leaf] = share if d_leaves[use.leaf] is None else d_leaves[use.leaf] + share
-    return jax.tree.unflatten(jax.tree.structure(constants), d_leaves), d_carry, d_xs
 
 
 def _recall(step: Step, direct: Any, constants: Any, carry: Any, x: Any, outputs: list[jax.Array]) -> Any:
@@ -270,8 +128,73 @@ def _recall(step: Step, direct: Any, constants: Any, carry: Any, x: Any, outputs
     return carry, y, tape.inputs
 
 
-def _read(traced: Any, number: int) -> tuple[bool, ...]:
-    """Which of a program's first arguments it reads."""
-    read = {id(variable) for equation in traced.eqns for variable in equation.invars}
-    read |= {id(variable) for variable in traced.jaxpr.outvars}
-    return tuple(id(variable) in read for variable in traced.jaxpr.invars[:number])
+def _back(step: Step, constants: Any, carry: Any, x: Any, outputs: list[jax.Array], d_carry: Any, d_y: Any) -> Any:
+    """The gradient of a step by its constants, by its carry, and by its x and products, with what the products read."""
+    again = trace(partial(_recall, step), constants, constants, carry, x, outputs)
+    (some, others), (carry, carry_rest), (x, x_rest) = map(partition, (constants, carry, x))
+
+    def recalled(some: Any, carry: Any, x: Any, outputs: list[jax.Array]) -> Any:
+        told = combine(some, others), constants, combine(carry, carry_rest), combine(x, x_rest), outputs
+        after, y, inputs = again.run(*told)
+        return (partition(after)[0], partition(y)[0]), inputs
+
+    _, pull_back, inputs = jax.vjp(recalled, some, carry, x, outputs, has_aux=True)
+    d_some, d_carry, d_x, d_outputs = pull_back((d_carry, d_y))
+    return d_some, d_carry, (d_x, d_outputs, inputs)
+
+
+def _backward(
+    length: int, reverse: bool, uses: tuple[Use, ...], read: Any, back: Program, precision: Any, *kept: Any
+) -> tuple[Any, Any, Any]:
+    with jax.default_matmul_precision(precision):  # as going forward
+        return _gradients(length, reverse, uses, read, back, *kept)
+
+
+def _gradients(
+    length: int, reverse: bool, uses: tuple[Use, ...], read: Any, back: Program, constants: Any, kept: Any, by: Any
+) -> tuple[Any, Any, Any]:
+    leaves, structure = jax.tree.flatten(constants)
+    summed = [used and differentiable(leaf) for used, leaf in zip(jax.tree.leaves(read), leaves, strict=True)]
+    summed_only = [keep for keep, leaf in zip(summed, leaves, strict=True) if differentiable(leaf)]
+    (d_carry, _), (d_ys, _) = map(partition, by)
+    likes, tell = jax.tree.flatten(back.arguments[1:4])
+    told, steps = _up_to(tell, kept), jax.tree.leaves(d_ys)  # None for what going back does not read
+    # What is known before the loop, by name. Whatever else going back gives is collected, each array once.
+    named = zip(jax.tree.leaves((back.given[1:4], back.given[5])), (*told, *steps), strict=True)
+    known = {name: array for name, array in named if array is not None}
+    results, gives = jax.tree.flatten(back.results[2])
+    names, needs = jax.tree.leaves(back.got[2]), jax.tree.leaves(back.needs[2])
+    new = {name: place for place, name in enumerate(names) if name not in known}
+
+    def body(loop: Any, now: list[jax.Array]) -> Any:
+        (d_carry, sums), rest = loop, iter(now)
+        # Zeros that nothing depends on.
+        before = [
+            jnp.zeros_like(like) if array is None else next(rest) for like, array in zip(likes, told, strict=True)
+        ]
+        d_y = jax.tree.unflatten(jax.tree.structure(d_ys), rest)
+        d_some, d_carry, results = back.run(constants, *jax.tree.unflatten(tell, before), d_carry, d_y)
+        shares = itertools.compress(jax.tree.leaves(d_some), summed_only)
+        found = jax.tree.leaves(results)
+        return (d_carry, list(map(jnp.add, sums, shares))), ([found[place] for place in new.values()], None)
+
+    start = d_carry, [jnp.zeros_like(leaf) for leaf in itertools.compress(leaves, summed)]
+    given = stacked(length, [results[place] for place in new.values()])
+    done = [(place, name) for place, name in enumerate(known) if name not in names]
+    over = [[place for place, name in done if name in needs[new_place]] for new_place in new.values()]
+    (d_carry, sums), found, _ = collect(body, start, length, list(known.values()), given, over, reverse=not reverse)
+    known |= dict(zip(new, found, strict=True))
+    d_xs, d_outputs, inputs = jax.tree.unflatten(
+        gives, [known[name].reshape(length, *like.shape) for name, like in zip(names, results, strict=True)]
+    )
+    rest = iter(sums)
+    d_leaves: list[Any] = [next(rest) if keep else None for keep in summed]
+    for use, x, d_y in zip(uses, inputs, d_outputs, strict=True):
+        _, by_constant = jax.vjp(partial(use.operation, use.join(x)), leaves[use.leaf])
+        (share,) = by_constant(use.join(d_y))
+        d_leaves[use.leaf] = share if d_leaves[use.leaf] is None else d_leaves[use.leaf] + share
+    return jax.tree.unflatten(structure, d_leaves), d_carry, d_xs
+
+
+def _up_to(structure: Any, tree: Any) -> list[Any]:
+    return list(structure.flatten_up_to(tree))

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.loop import project, scan
+from attention_zoo.functional.arrays import apart
+from attention_zoo.functional.loop import scan
 from attention_zoo.functional.masks import within
+from attention_zoo.functional.products import project
 from attention_zoo.notation import Array, Float, Int, checked
 
 
@@ -56,7 +58,11 @@ def lstm_cell(inputs: Float[Array, "*b G"], recurrent: Float[Array, "*b G"], sta
         recurrent: `U h'`, [..., 4D].
         state: h' and c'.
     """
-    i, f, g, o = jnp.split(inputs + recurrent, 4, axis=-1)
+    return _lstm(inputs + recurrent, state)
+
+
+def _lstm(gates: Array, state: Any) -> LSTMState:
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
     memory = jax.nn.sigmoid(f) * state.memory + jax.nn.sigmoid(i) * jnp.tanh(g)
     return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(memory), memory)
 
@@ -119,6 +125,26 @@ def recurrent_product(
     gates = project(hidden, kernel[0], both)
     reset = jax.nn.sigmoid(jnp.split(inputs, 3, axis=-1)[0] + jnp.split(gates, 2, axis=-1)[0])
     return jnp.concatenate([gates, project(reset * hidden, kernel[1], candidate)], axis=-1)
+
+
+def advance(
+    cell: Cell, projected: Array, state: State, kernel: Array | tuple[Array, Array], bias: Array | None
+) -> State:
+    """The state after one step: `cell(x, h' U + c, s')`, see `recurrent_product`.
+
+    An LSTM knows only the sum of both, which is all that a loop then keeps (`products.product`).
+
+    Args:
+        cell: `lstm_cell`, `gru_cell` or `gru_reset_before_cell`.
+        projected: `W x + b`, [..., G].
+        state: s', whose hidden state is h' [..., D].
+        kernel, bias: U and c.
+    """
+    if cell is not lstm_cell or isinstance(kernel, tuple) or projected.dtype != jnp.result_type(state.hidden, kernel):
+        return cell(apart(projected), recurrent_product(projected, state.hidden, kernel, bias), state)
+    if bias is not None:
+        projected = projected + jnp.broadcast_to(bias.astype(projected.dtype), projected.shape)
+    return _lstm(project(state.hidden, kernel, plus=projected), state)
 
 
 @checked
@@ -211,17 +237,11 @@ def recur(
 
 def _step(cell: Cell, weights: Any, before: State, inputs: tuple[Array, Array | None]) -> tuple[State, Array]:
     projected, alive = inputs
-    recurrent = recurrent_product(projected, before.hidden, *weights)
-    after = cell(_apart(projected), recurrent, before)
+    after = advance(cell, projected, before, *weights)
     if alive is None:
         return after, after.hidden
     after = jax.tree.map(partial(jnp.where, alive), after, before)
     return after, jnp.where(alive, after.hidden, 0)
-
-
-def _apart(inputs: Array) -> Array:
-    """A step's own inputs as an array of their own: XLA:CPU computes gates slowly where it cuts them out as it goes."""
-    return jax.lax.optimization_barrier(inputs) if jax.default_backend() == "cpu" else inputs
 
 
 def _layer(

@@ -9,8 +9,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.loop import join_queries, product, project
 from attention_zoo.functional.masks import same_rank
+from attention_zoo.functional.products import join_queries, product, project
 from attention_zoo.notation import Array, Float, checked
 
 

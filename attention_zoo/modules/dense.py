@@ -4,13 +4,13 @@ import jax
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from attention_zoo.functional.loop import project
+from attention_zoo.functional.products import project
 
 
 class Dense(nn.Module):
     """Linear layer `y = x W + b` over the last axis of [..., I], with all leading axes flattened into one.
 
-    The same mathematics as `flax.linen.Dense`; for the reason, see `functional.loop.project`.
+    The same mathematics as `flax.linen.Dense`; for the reason, see `functional.products.project`.
 
     features: width of y. dtype: of the computation; parameters are float32.
     """

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from attention_zoo.functional.loop import project
+from attention_zoo.functional.products import project
 from attention_zoo.notation import Array, Float, Int, checked
 
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from attention_zoo.functional import coverage
-from attention_zoo.functional.loop import project
+from attention_zoo.functional.products import project
 from attention_zoo.modules.memory import Memory
 
 

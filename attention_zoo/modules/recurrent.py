@@ -14,11 +14,11 @@ from attention_zoo.functional.recurrent import (
     GRUState,
     LSTMState,
     State,
+    advance,
     gru_cell,
     gru_reset_before_cell,
     lstm_cell,
     recur,
-    recurrent_product,
 )
 from attention_zoo.modules.dense import Dense
 from attention_zoo.notation import Array, Float, Int, checked
@@ -61,8 +61,7 @@ class RecurrentLayer(nn.Module):
 
     def step(self, projected: jax.Array, state: State) -> State:
         """One step from a projected input [..., G]; the state is in its dtype too."""
-        recurrent = recurrent_product(projected, state.hidden, *self._recurrent(projected.dtype))
-        return CELLS[self.cell][0](projected, recurrent, state)
+        return advance(CELLS[self.cell][0], projected, state, *self._recurrent(projected.dtype))
 
     @checked
     def run(

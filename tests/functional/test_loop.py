@@ -9,7 +9,8 @@ import pytest
 from jax.test_util import check_grads
 
 from attention_zoo.functional.attend import read
-from attention_zoo.functional.loop import product, project, scan
+from attention_zoo.functional.loop import scan
+from attention_zoo.functional.products import product, project
 from attention_zoo.functional.scores import dot
 
 T, B, S, D, V = 5, 2, 7, 3, 11

@@ -1,0 +1,130 @@
+"""Products whose gradients by their constants wait: inside `loop.scan` they are formed after the loop, all at once.
+
+A step's share of the gradient of `y_t = op(x_t, W)` needs only x_t and dy_t. While a step is traced a tape notes its
+products; outside of a scan they are the plain operations.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from attention_zoo.functional.arrays import apart, differentiable
+from attention_zoo.notation import Array
+
+Operation = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Use(NamedTuple):
+    """A product in a step, and of which constant."""
+
+    operation: Operation
+    join: Callable[[jax.Array], jax.Array]
+    leaf: int
+
+
+class Tape(NamedTuple):
+    """While one step is traced: its constants by identity and for products alone, what was used so far, and what the
+    products gave when they were computed, where they are not to be computed again."""
+
+    leaves: dict[int, int]
+    constants: list[jax.Array]
+    uses: list[Use]
+    inputs: list[jax.Array]
+    outputs: list[jax.Array]
+    recalled: Sequence[jax.Array] | None
+
+
+_tape: ContextVar[Tape | None] = ContextVar("tape", default=None)
+
+
+@contextmanager
+def taping(tape: Tape | None) -> Iterator[Tape | None]:
+    """Notes products on this tape; with None on no tape, as outside of a scan."""
+    token = _tape.set(tape)
+    try:
+        yield tape
+    finally:
+        _tape.reset(token)
+
+
+def product(
+    operation: Operation, inputs: Array, constant: Array, *, join: Callable[[Array], Array], plus: Array | None = None
+) -> jax.Array:
+    """`operation(inputs, constant)`, linear in both; inside `scan` its gradient by the constant waits for the end.
+
+    Args:
+        operation: such as a matrix product.
+        inputs: x_t.
+        constant: W; where it is not one of the scan's own constants, this is the plain operation.
+        join: turns the stacked steps [T, ...] of x, and of y, into one x and one y of the same operation.
+        plus: is added to y, whose shape and dtype it has. `scan` then keeps the sum alone.
+
+    Not inside a transformation that the step itself starts (`vmap`, `checkpoint`, `cond`) around a constant of the
+    scan: what is collected there would leak out of it, and JAX raises UnexpectedTracerError.
+    """
+    tape = _tape.get()
+    if tape is None or id(constant) not in tape.leaves:
+        return _sum(operation(inputs, constant), plus)
+    leaf = tape.leaves[id(constant)]
+    if tape.recalled is None:
+        outputs = _sum(operation(inputs, tape.constants[leaf]), plus)
+    else:
+        outputs = _recalled(operation, inputs, tape.constants[leaf], plus, tape.recalled[len(tape.outputs)])
+    tape.uses.append(Use(operation, join, leaf))
+    tape.inputs.append(inputs)
+    tape.outputs.append(outputs)
+    return outputs
+
+
+def _sum(outputs: jax.Array, plus: Array | None) -> jax.Array:
+    return outputs if plus is None else apart(outputs + plus)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recalled(operation: Operation, inputs: Array, constant: Array, plus: Array | None, outputs: Array) -> Array:
+    """`operation(inputs, constant) + plus`, which is known; its gradient by the constant waits."""
+    return outputs
+
+
+def _recalled_forward(
+    operation: Operation, inputs: Array, constant: Array, plus: Array | None, outputs: Array
+) -> tuple[Array, Any]:
+    summed = plus is not None
+    return apart(outputs) if summed else outputs, (inputs, constant, () if summed else None)
+
+
+def _recalled_backward(operation: Operation, kept: Any, gradient: jax.Array) -> Any:
+    inputs, constant, summed = kept
+    by_plus = None if summed is None else gradient
+    if not differentiable(inputs):
+        return None, None, by_plus, gradient
+    (by_inputs,) = jax.linear_transpose(lambda inputs: operation(inputs, constant), inputs)(gradient)
+    return by_inputs, None, by_plus, gradient
+
+
+_recalled.defvjp(_recalled_forward, _recalled_backward)
+
+
+def project(inputs: Array, kernel: Array, bias: Array | None = None, *, plus: Array | None = None) -> jax.Array:
+    """`x W + b` over the last axis of [..., I], with all leading axes flattened into one; and `plus`, [..., O].
+
+    On some CPUs a product that contracts several axes leaves XLA's fast path, and that is what the gradient of W
+    does to inputs [B, T, I] (docs/DESIGN.md, what prototypes measured).
+    """
+    plus = None if plus is None else plus.reshape(-1, plus.shape[-1])
+    flat = product(jnp.matmul, inputs.reshape(-1, inputs.shape[-1]), kernel, join=_as_rows, plus=plus)
+    return (flat if bias is None else flat + bias[None]).reshape(*inputs.shape[:-1], kernel.shape[-1])
+
+
+def join_queries(steps: Array) -> Array:
+    """Steps stacked in front, [N, ..., T, W], as more queries: [..., N T, W]. For products with keys or values."""
+    return jnp.moveaxis(steps, 0, -3).reshape(*steps.shape[1:-2], -1, steps.shape[-1])
+
+
+def _as_rows(steps: Array) -> Array:
+    return steps.reshape(-1, steps.shape[-1])
