@@ -84,6 +84,11 @@ def apart(leaf: Array) -> jax.Array:
     return jax.lax.optimization_barrier(leaf) if jax.default_backend() == "cpu" else leaf
 
 
+def stays_apart() -> bool:
+    """Whether what is `apart` is so until XLA gives arrays their places: on a CPU, from jax 0.11 on."""
+    return jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 11)
+
+
 def stacked(length: int, tree: Any) -> Any:
     """The shapes of a tree's leaves, stacked."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype), tree)

@@ -26,6 +26,7 @@ from attention_zoo.functional.arrays import (
     differentiable,
     partition,
     stacked,
+    stays_apart,
     thinned,
     unstacked,
     weak,
@@ -92,8 +93,8 @@ def _forward(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> 
         return after, collected(before, y, outputs)
 
     given = collected(carry, y, outputs)[0]
-    # Products may be written over what going back does not need.
-    done = [place for place, kept in enumerate(jax.tree.leaves(known[2])) if not kept]
+    # Products may be written over what going back does not need, if each is computed before it is written.
+    done = [place for place, kept in enumerate(jax.tree.leaves(known[2])) if not kept and stays_apart()]
     names, needs = jax.tree.leaves(forth.given[3]), jax.tree.leaves(thinned(forth.needs[2], known[3]))
     over: list[list[int]] = [[]] * len(jax.tree.leaves(given[:2]))
     over += [[place for place in done if names[place] in needed] for needed in needs]

@@ -1,0 +1,114 @@
+"""What the scan keeps for its gradient, and where it writes."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attention_zoo.functional.arrays import stays_apart
+from attention_zoo.functional.loop import scan
+from attention_zoo.functional.products import project
+from attention_zoo.functional.recurrent import GRUState, LSTMState, gru_cell, lstm_cell, recur
+
+T, B, D, V = 5, 2, 7, 11
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng((seed, *shape)).normal(size=shape)
+
+
+def step(constants, carry, x):
+    """A step as of a decoder: what is looked up enters an LSTM beside x and the last state."""
+    looked_up = jnp.tanh(project(carry.hidden, constants["look"]))[:, None]
+    gates = project(carry.hidden, constants["recurrent"], plus=x + project(looked_up[:, 0], constants["enter"]))
+    i, f, g, o = jnp.split(gates, 4, axis=1)
+    memory = jax.nn.sigmoid(f) * carry.memory + jax.nn.sigmoid(i) * jnp.tanh(g)
+    after = LSTMState(jax.nn.sigmoid(o) * jnp.tanh(memory), memory)
+    return after, (after.hidden, looked_up)
+
+
+CONSTANTS = {"look": draw(D, V), "recurrent": 0.3 * draw(D, 4 * D), "enter": 0.3 * draw(V, 4 * D)}
+START, XS = LSTMState(draw(B, D), draw(B, D, seed=1)), draw(T, B, 4 * D)
+
+
+def plain(step, constants, carry, xs):
+    return jax.lax.scan(partial(step, constants), carry, xs)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_sum_of_products_has_the_gradients_of_its_terms():
+    def total(loop, constants, carry, xs):
+        after, (hidden, looked_up) = loop(step, constants, carry, xs)
+        return after.memory.sum() + jnp.sum(hidden**2) + jnp.sum(jnp.sin(looked_up))
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(partial(total, loop), (0, 1, 2)))(CONSTANTS, START, XS) for loop in (scan, plain)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), found, expected)
+
+
+def kept(function, *arguments) -> list[tuple[int, ...]]:
+    """Shapes of the stacked arrays that a gradient waits with, apart from the arguments."""
+    _, pull_back = jax.eval_shape(partial(jax.vjp, function), *arguments)
+    return sorted(leaf.shape for leaf in jax.tree.leaves(pull_back) if leaf.shape[:1] == (T,))
+
+
+def test_a_step_keeps_its_state_and_the_sum_of_its_products():
+    found = kept(lambda constants, xs: scan(step, constants, START, xs), CONSTANTS, XS)
+    # h and c before the step, the product that is looked up with, and the gates: neither x nor what enters beside it.
+    assert found == sorted([(T, B, D), (T, B, D), (T, B, V), (T, B, 4 * D)])
+
+
+@pytest.mark.parametrize(("cell", "state", "arrays"), [(lstm_cell, LSTMState, 1), (gru_cell, GRUState, 2)])
+def test_an_lstm_keeps_its_gates_once(cell, state, arrays):
+    """A GRU keeps both products: its reset gate scales a part of one."""
+    start, gates = state(*START[: len(state._fields)]), {lstm_cell: 4, gru_cell: 3}[cell] * D
+    found = kept(lambda kernel, xs: recur(cell, xs, kernel, None, start), draw(D, gates), draw(T, B, gates))
+    assert found.count((T, B, gates)) == arrays
+
+
+def loops_of(function, *arguments):
+    return [one for one in jax.make_jaxpr(function)(*arguments).eqns if one.primitive.name == "scan"]
+
+
+def test_gradients_are_written_over_what_was_read_and_each_once():
+    gradient = jax.grad(lambda constants, xs: scan(step, constants, START, xs)[1][0].sum(), (0, 1))
+    forward, backward = loops_of(gradient, CONSTANTS, XS)
+    wide = (T, B, 4 * D)
+
+    def shapes(loop, variables):
+        return [variable.aval.shape for variable in variables].count(wide)
+
+    assert shapes(forward, forward.outvars) == shapes(backward, backward.outvars) == 1
+    assert shapes(forward, forward.invars) == (1 if stays_apart() else 2)  # the gates are written over x
+    assert shapes(backward, backward.invars) == 1  # and their gradient over the gates
+
+
+def test_xla_copies_no_collected_array_in_a_step():
+    def gradient(constants, xs):
+        return jax.grad(lambda constants, xs: sum(leaf.sum() for leaf in scan(step, constants, START, xs)[1]), (0, 1))(
+            constants, xs
+        )
+
+    program = jax.jit(gradient).lower(CONSTANTS, XS).compile().as_text()
+    bodies = re.findall(r"^%\S*region\S* .*?^}", program, re.MULTILINE | re.DOTALL)
+    assert len(bodies) >= 2
+    assert not [line for body in bodies for line in re.findall(rf"= \w+\[{T},{B},.*copy\(.*", body)]
+
+
+def test_a_product_of_integers_alone_has_no_gradient():
+    def step(constants, carry, x):
+        kernel, table = constants
+        whole = project(jnp.ones((B, D), jnp.int32), table)
+        return jnp.tanh(project(carry, kernel) + x * whole), whole
+
+    kernel, table, xs = 0.3 * jnp.eye(D), jnp.arange(D * D).reshape(D, D) % 3, jnp.asarray(draw(T, B, D), jnp.float32)
+
+    def total(loop, kernel, xs):
+        return loop(step, (kernel, table), jnp.ones((B, D)), xs)[0].sum()
+
+    found, expected = (jax.grad(partial(total, loop), (0, 1))(kernel, xs) for loop in (scan, plain))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
