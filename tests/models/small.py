@@ -15,7 +15,7 @@ SIZES = {"embedding": 5, "encoder_units": 3, "decoder_units": 6}
 FAMILIES = {
     "context": {"attention": "context", "cell": "gru"},
     "bahdanau": {"attention": "bahdanau", "score": "additive"},
-    "feeding": {"attention": "luong", "score": "general", "encoder_layers": 2, "decoder_layers": 2, "bridge": "copy"},
+    "feeding": {"attention": "luong", "score": "general", "bridge": "copy"},
     "at_once": {"attention": "luong", "score": "dot", "input_feeding": False, "tied": True},
 }
 # What a mechanism alone is tested with reads the source in one direction, which compiles sooner.
