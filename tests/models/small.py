@@ -24,12 +24,14 @@ BAHDANAU = {"attention": "bahdanau", **FORWARD}
 AT_ONCE = {"attention": "luong", "score": "general", "input_feeding": False, "window": 2, **FORWARD}
 FEW = {"window": 2, "kept": 2, "temperature": 0.5}
 # Every score but additive meets an alignment that hides few errors of scores; the other alignments have additive's.
-PAIRS = dict.fromkeys((alignment for alignment in ALIGNMENTS if alignment != "softmax"), "additive") | {
+# What "local_p" is without renormalising, other decoders below have.
+PAIRS = dict.fromkeys(
+    (alignment for alignment in ALIGNMENTS if alignment not in ("softmax", "local_p")), "additive"
+) | {
     "tempered": "cosine",
     "gumbel_softmax": "scaled_dot",
     "local_m": "dot",
-    "local_p": "concat",
-    "local_p_renormalised": "general",
+    "local_p_renormalised": "concat",
     "sparsemax": "additive_normalised",
     "entmax15": "location",
 }
@@ -42,13 +44,13 @@ MECHANISMS = FAMILIES | {
     },
     **{f"at_once_{name}": {**AT_ONCE, "alignment": name} for name in ("local_p", "mocha")},
     "feeding_local_p": {"attention": "luong", "score": "dot", "alignment": "local_p", "window": 1, **FORWARD},
-    **{f"bahdanau_past_{past}": {**BAHDANAU, "past": past} for past in ("location", "coverage")},
+    "bahdanau_past_location": {**BAHDANAU, "past": "location"},
     "bahdanau_past_fertility": {**BAHDANAU, "past": "coverage", "fertility": 2.0},
     "at_once_past_coverage": {**AT_ONCE, "past": "coverage", "alignment": "mocha"},
     "at_once_past_location": {**AT_ONCE, "past": "location", "alignment": "local_p"},
     "at_once_one_hot": {**AT_ONCE, "score": "additive", "one_hot": True},
 }
-assert set(PAIRS.values()) == set(SCORES)
+assert set(PAIRS.values()) | {"general"} == set(SCORES)  # which is that of input feeding, and of all at once
 
 
 # Compiling is most of the time of these tests, and their code need not be fast.

@@ -17,7 +17,7 @@ H, Q, K = 2, 6, 3  # heads; width of queries and values; hypotheses
 MARKS = np.float32([2, 3, 5, 7, 11, 13, 17])  # of the S source positions
 STATEFUL = [
     *("bahdanau_local_m", "bahdanau_monotonic", "bahdanau_mocha", "bahdanau_past_location"),
-    *("bahdanau_past_coverage", "at_once_past_coverage", "feeding_local_p"),
+    *("bahdanau_past_fertility", "at_once_past_coverage", "feeding_local_p"),
 ]
 SAMPLING = {
     "previous": MECHANISMS["bahdanau_straight_through"],

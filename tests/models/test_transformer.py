@@ -88,7 +88,7 @@ def test_beam_of_width_one_is_greedy_and_both_are_the_forced_argmax() -> None:
 
 def test_beams_carry_their_own_cache() -> None:
     """The score of every hypothesis of a wide beam is that of its tokens by teacher forcing."""
-    model, variables = make(positions="relative", layers=2)
+    model, variables = make(positions="relative")
 
     def written(variables):
         def step(cache, tokens):
