@@ -187,14 +187,15 @@ def test_probabilities_of_locations_are_the_weights_in_half_precision(alignment,
     """To float32: what the weights are before they are rounded; a temperature divides no rounded score."""
     align = partial(tempered, temperature=temperature) if alignment == "tempered" else FUNCTIONS[alignment]
     scores = jnp.array([[[90, 89.9, 1, 0]], [[3.1, 2.6, 2.2, -1.7]]], dtype)
-    memory = Memory(None, jnp.ones((2, 4, 3), dtype), jnp.ones((2, 4), bool))
+    memory = Memory(None, np.ones((2, 4, 3), dtype), np.ones((2, 4), bool))
     attend = Attention(lambda query, keys: scores, align)
     module = SimpleNamespace(attention="hard", alignment=alignment, temperature=temperature, attend=attend)
-    query, coin = jnp.zeros((2, 1, 5), dtype), np.array([True, False])
+    query, coin = np.zeros((2, 1, 5), dtype), np.array([True, False])
     context, chosen, logits, _ = look(module, query, memory, None, coin, True)
     wide = align(scores.astype(jnp.float32))
     close(np.exp(latent.log_softmax(logits)), wide, rtol=1e-6, atol=0)
-    np.testing.assert_array_equal(chosen.weights, jnp.stack([wide[0].astype(dtype), jnp.eye(4, dtype=dtype)[:1]]))
+    expected = np.stack([np.asarray(wide)[0].astype(dtype), np.eye(4, dtype=dtype)[:1]])
+    np.testing.assert_array_equal(chosen.weights, expected)
     assert context.dtype == chosen.weights.dtype == dtype
 
 
