@@ -24,23 +24,21 @@ def test_relaxed_samples_have_the_models_temperature():
     """Of the first word, whose scores are the same at any temperature: `softmax((e + g) / theta)` of one noise g."""
     target = np.random.default_rng(3).normal(size=(B, S)).astype(np.float32)
 
-    def look(kind, temperature):
-        model, params = captioner(kind, temperature=temperature), make(kind)[1]
+    params = make("gumbel_softmax")[1]
 
-        def first(score):
-            rngs = {"alignment": KEY}
-            tree = {"params": {**params, "score": score}}
-            weights = model.apply(tree, IMAGES, TOKENS[:, :1], False, rngs=rngs)[1].weights[:, 0]
-            return jnp.vdot(target, weights), weights
+    def first(score, kind, temperature):
+        model, tree = captioner(kind, temperature=temperature), {"params": {**params, "score": score}}
+        weights = model.apply(tree, IMAGES, TOKENS[:, :1], False, rngs={"alignment": KEY})[1].weights[:, 0]
+        return jnp.vdot(target, weights), weights
 
-        return quick(jax.grad(first, has_aux=True))(params["score"])
-
-    warm, cool = (np.asarray(look("gumbel_softmax", theta)[1]) for theta in (1.0, 0.5))
+    look = jax.grad(first, has_aux=True)
+    kinds = ("gumbel_softmax", "straight_through")
+    looks = quick(lambda score: [[look(score, kind, theta) for theta in (1.0, 0.5)] for kind in kinds])
+    ((_, warm), (relaxed, cool)), ((other, _), (through, _)) = jax.device_get(looks(params["score"]))
     close(cool, warm**2 / np.sum(warm**2, -1, keepdims=True), rtol=1e-4)
     # What looks at one location has the temperature in its gradient alone.
-    through, relaxed = (look(kind, 0.5)[0] for kind in ("straight_through", "gumbel_softmax"))
     close(through, relaxed, rtol=1e-4, atol=1e-6)
-    assert np.abs(through["energy"] - look("straight_through", 1.0)[0]["energy"]).max() > 1e-3
+    assert np.abs(through["energy"] - other["energy"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard", "marginal"])
@@ -76,8 +74,13 @@ def test_noise_and_dropout_need_keys_in_training_alone():
 def test_a_word_is_written_by_one_thinned_network_wherever_it_looks():
     model, params = make("variational", dropout=0.5)
     same = np.broadcast_to(IMAGES[:, :1, :1], IMAGES.shape)  # at every location
-    cache = model.apply({"params": params}, same, method="start")
-    rngs = {"dropout": jax.random.key(2)}
-    found = model.apply({"params": params}, cache, TOKENS, TOKENS, False, method="variational", rngs=rngs)
-    close(found.log_likelihoods, np.broadcast_to(found.log_likelihoods[..., :1], found.log_likelihoods.shape))
-    assert np.ptp(found.log_likelihoods[..., 0]) > 0.1
+
+    @quick
+    def likelihoods(params):
+        apply = partial(model.apply, {"params": params}, rngs={"dropout": jax.random.key(2)})
+        cache = apply(same, method="start")
+        return apply(cache, TOKENS, TOKENS, False, method="variational").log_likelihoods
+
+    found = likelihoods(params)
+    close(found, np.broadcast_to(found[..., :1], found.shape))
+    assert np.ptp(found[..., 0]) > 0.1

@@ -7,6 +7,7 @@ import pytest
 
 from attention_zoo.models import Classifier, Encoder, MaskedLM, SentenceEmbedding, ViT
 from attention_zoo.modules import Asked
+from tests.models.small import quick_jit
 from tests.models.transformers import KINDS, LENGTHS, N_SOURCE, SIZES, B, S, drawn, run, tokens
 
 TOKENS, SIZES_OF_ROWS, _ = tokens()
@@ -21,13 +22,10 @@ def make(**fields) -> Encoder:
 def test_padding_changes_nothing(kind: str) -> None:
     model = SentenceEmbedding(make(types=2, embedding_norm=True, **KINDS[kind]))
     variables = drawn(model, TOKENS, SIZES_OF_ROWS)
-    other = jnp.where(jnp.arange(S)[None] < SIZES_OF_ROWS[:, None], TOKENS, 3)
-
-    def three(variables):
-        found = [model.apply(variables, ids, SIZES_OF_ROWS) for ids in (TOKENS, other)]
-        return *found, model.apply(variables, TOKENS[1:2, :4], SIZES_OF_ROWS[1:2])
-
-    first, changed, alone = run(three, variables)
+    other = np.where(np.arange(S) < np.array(LENGTHS)[:, None], TOKENS, 3)
+    embed = quick_jit(model.apply)
+    first, changed = (embed(variables, ids, SIZES_OF_ROWS) for ids in (TOKENS, other))
+    alone = embed(variables, TOKENS[1:2, :4], SIZES_OF_ROWS[1:2])
     np.testing.assert_allclose(changed, first, rtol=1e-6)
     np.testing.assert_allclose(alone[0], first[1], **TOLERANCE)
     np.testing.assert_allclose(np.linalg.norm(first, axis=-1), [1, 1, 0], rtol=1e-6)
@@ -53,12 +51,10 @@ def test_the_pooling_of_the_first_sees_the_first_alone() -> None:
     """Without attention's help: with a window of nothing on either side, only position 0 reaches the logits."""
     model = Classifier(make(window=(0, 0)), 5)
     variables = drawn(model, TOKENS, SIZES_OF_ROWS)
-    other = TOKENS.at[:, 1:].set(4)
-
-    def both(variables):
-        return model.apply(variables, TOKENS, SIZES_OF_ROWS)[0], model.apply(variables, other, SIZES_OF_ROWS)[0]
-
-    np.testing.assert_allclose(*run(both, variables), rtol=1e-6)
+    other = np.array(TOKENS)
+    other[:, 1:] = 4
+    classify = quick_jit(lambda ids: model.apply(variables, ids, SIZES_OF_ROWS)[0])
+    np.testing.assert_allclose(classify(TOKENS), classify(other), rtol=1e-6)
 
 
 def test_one_hot_equals_embeddings_by_the_unit_matrix() -> None:
@@ -99,7 +95,7 @@ def test_types_change_the_result_and_packed_rows_equal_rows_of_their_own() -> No
         packed = model.apply(variables, row, jnp.array([S + 4]), None, True, segments, places)[0]
         return alone, packed[0], model.apply(variables, TOKENS, SIZES_OF_ROWS, jnp.ones_like(TOKENS))[0]
 
-    alone, packed, typed = run(ways, variables)
+    alone, packed, typed = jax.device_get(run(ways, variables))
     np.testing.assert_allclose(packed, np.concatenate([alone[0], alone[1, : LENGTHS[1]]]), **TOLERANCE)
     assert not np.allclose(alone[0], typed[0])
 
@@ -107,14 +103,11 @@ def test_types_change_the_result_and_packed_rows_equal_rows_of_their_own() -> No
 @pytest.mark.parametrize("fields", [{}, {"pooling": "mean", "grid": "sinusoidal_2d", "width": 8}, {"grid": "none"}])
 def test_vit_reads_patches_row_by_row(fields: dict) -> None:
     model = ViT(**{**SIZES, "classes": 5, "patch": 2, "image": (4, 6), **fields})
-    images = jnp.float32(np.random.default_rng(0).normal(size=(B, 4, 6, 3)))
+    images = np.float32(np.random.default_rng(0).normal(size=(B, 4, 6, 3)))
     variables = drawn(model, images)
     swapped = images[:, [2, 3, 0, 1]]  # both rows of patches exchanged
-
-    def both(variables):
-        return model.apply(variables, images, asked=Asked()), model.apply(variables, swapped)[0]
-
-    (logits, seen), other = run(both, variables)
+    read = quick_jit(lambda images: model.apply(variables, images, asked=Asked()))
+    (logits, seen), (other, _) = read(images), read(swapped)
     patches = 6 + (model.pooling == "first")
     assert logits.shape == (B, 5) and seen[0].own.shape == (B, 2, patches, patches)
     # Without positions the order of the patches is nothing to it, with them it is.

@@ -12,7 +12,7 @@ from attention_zoo.functional.retina import retina
 from attention_zoo.models import RecurrentAttention
 from attention_zoo.models.glimpse import log_density
 
-B, Y, X, C, N, T, K = 3, 13, 17, 2, 5, 3, 7
+B, Y, X, C, N, T, K = 3, 13, 17, 2, 5, 3, 101
 FIELDS = {"classes": N, "units": 6, "hidden": 11, "glimpses": T, "size": 3, "scales": 2}
 MODEL = RecurrentAttention(**FIELDS, learned_baseline=True)
 IMAGES = np.random.default_rng(0).normal(size=(B, Y, X, C)).astype(np.float32)
@@ -31,6 +31,9 @@ def look(model, params, images, std, key, rollouts=1):
     return model.apply({"params": params}, images, False, std, rollouts, rngs={"alignment": key})
 
 
+patches_at = jax.jit(partial(retina, size=FIELDS["size"], scales=FIELDS["scales"]))
+
+
 @partial(jax.jit, static_argnums=0)
 def infer(model, params, images):
     return model.apply({"params": params}, images)
@@ -45,7 +48,7 @@ def by_equations(params, images, locations):
     for step in range(T):
         pre.append(dense("locator", hidden))
         baselines.append(dense("baseline", hidden)[:, 0])
-        patches = np.asarray(retina(images, locations[:, step], 3, 2)).reshape(len(images), -1)
+        patches = np.asarray(patches_at(images, locations[:, step])).reshape(len(images), -1)
         both = relu(dense("what", patches)), relu(dense("where", locations[:, step]))
         seen = relu(dense("glimpse", np.concatenate(both, -1)))
         core = params["core"]
@@ -78,7 +81,7 @@ def test_training_follows_the_equations_at_the_locations_that_it_drew(params):
 
 
 def test_what_is_drawn_is_gaussian_and_has_its_density(params):
-    seen = look(MODEL, params, IMAGES, 0.02, jax.random.key(3), 101)
+    seen = look(MODEL, params, IMAGES, 0.02, jax.random.key(3), K)
     inside = np.all(np.abs(seen.locations) < 1, -1)[:, 1:]
     drawn, means, log_probs = (np.asarray(part)[:, 1:][inside] for part in (seen.locations, seen.means, seen.log_probs))
     expected = norm.logpdf(drawn, means, 0.02).sum(-1)
@@ -136,7 +139,7 @@ def test_checkpointing_changes_no_gradient(params):
 def test_random_locations_are_uniform_and_the_same_at_every_inference(params):
     control = RecurrentAttention(**FIELDS, locations="random")
     assert "locator" not in jax.eval_shape(control.init, jax.random.key(0), IMAGES)["params"]
-    seen = look(control, params, IMAGES, 0.3, jax.random.key(8), 101)
+    seen = look(control, params, IMAGES, 0.3, jax.random.key(8), K)
     places = np.asarray(seen.locations).ravel()
     assert abs(places.mean()) < 4 / (3 * len(places)) ** 0.5 and abs(places.var() - 1 / 3) < 0.03
     assert not np.any(seen.log_probs) and not np.any(seen.pre)
@@ -173,9 +176,11 @@ def test_unknown_fields_are_refused(fields, sentence):
 
 
 def test_a_width_may_be_an_integer_but_not_zero(params):
-    apply = partial(MODEL.apply, {"params": params}, IMAGES, False, rngs={"alignment": jax.random.key(0)})
-    jax.tree.map(np.testing.assert_array_equal, apply(std=1), apply(std=1.0))
-    assert log_density(jnp.ones(2), jnp.zeros(2), 1) == log_density(jnp.ones(2), jnp.zeros(2), 1.0)
+    def seen(std):
+        drawn = MODEL.apply({"params": params}, IMAGES, False, std, rngs={"alignment": jax.random.key(0)})
+        return drawn, log_density(jnp.ones(2), jnp.zeros(2), std)
+
+    jax.tree.map(np.testing.assert_array_equal, *jax.jit(lambda: (seen(1), seen(1.0)))())
     for std in (0.0, 0):
         with pytest.raises(ValueError, match=f"std is above 0; got {std}"):
-            apply(std=std)
+            jax.eval_shape(partial(seen, std))

@@ -26,22 +26,18 @@ def test_whole_equals_prefill_in_chunks_equals_step_by_step(kind: str) -> None:
 
     def every_way(variables):
         whole, _ = model.apply(variables, TOKENS)
-        found = []
-        for widths in ((T,), (3, 1, 1)):
-            cache, parts, begin = model.apply(variables, B, method="start"), [], 0
-            for width in widths:
-                piece = TOKENS[:, begin : begin + width]
-                if width == 1:
-                    logits, cache, _ = model.apply(variables, cache, piece[:, 0], method="step")
-                    logits = logits[:, None]
-                else:
-                    logits, cache = model.apply(variables, cache, piece, method="extend")
-                parts.append(logits)
-                begin += width
-            found.append(jnp.concatenate(parts, 1))
-        return whole, found
+        start = model.apply(variables, B, method="start")
+        at_once, _ = model.apply(variables, start, TOKENS, method="extend")
+        first, cache = model.apply(variables, start, TOKENS[:, :3], method="extend")
 
-    whole, found = run(every_way, variables)
+        def step(cache, tokens):
+            logits, cache, _ = model.apply(variables, cache, tokens, method="step")
+            return cache, logits
+
+        steps = jax.lax.scan(step, cache, TOKENS[:, 3:].T)[1]
+        return whole, at_once, jnp.concatenate([first, jnp.swapaxes(steps, 0, 1)], 1)
+
+    whole, *found = run(every_way, variables)
     for parts in found:
         np.testing.assert_allclose(parts, whole, **TOLERANCE)
 

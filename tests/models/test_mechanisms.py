@@ -17,7 +17,7 @@ H, Q, K = 2, 6, 3  # heads; width of queries and values; hypotheses
 MARKS = np.float32([2, 3, 5, 7, 11, 13, 17])  # of the S source positions
 STATEFUL = [
     *("bahdanau_local_m", "bahdanau_monotonic", "bahdanau_mocha", "bahdanau_past_location"),
-    *("bahdanau_past_coverage", "at_once_past_coverage", "feeding_local_p"),
+    *("bahdanau_past_fertility", "at_once_past_coverage", "feeding_local_p"),
 ]
 SAMPLING = {
     "previous": MECHANISMS["bahdanau_straight_through"],
@@ -48,13 +48,8 @@ def test_any_score_fits_any_alignment_and_any_past(alignment):
     for score, past in product(SCORES, PASTS):
         if score == "location" and past != "none":
             continue  # refused: it does not look at keys
-        made = attention(score, alignment, past)
-
-        def run(queries, values, made=made):
-            variables = made.init(jax.random.key(0), queries, values, method="over")
-            return made.apply(variables, queries, values, method="over")
-
-        context, found, state = jax.eval_shape(run, queries, values)
+        run = partial(attention(score, alignment, past).init_with_output, jax.random.key(0), method="over")
+        (context, found, state), _ = jax.eval_shape(run, queries, values)
         assert context.shape == (B, T, Q) and found.weights.shape == (B, T, S)
         assert all(leaf.shape[0] == B for leaf in jax.tree.leaves(state))
 
@@ -66,12 +61,12 @@ def test_heads_and_image_cells_are_leading_axes_and_positions(alignment):
     queries, values, mask = draw(B, H, T, Q), draw(B, H, S, Q), np.broadcast_to(mask, (B, H, S))
     variables = drawn(made, queries, values, mask)
     run = quick_jit(lambda *inputs: made.apply(variables, *inputs, method="over")[:2])
-    together, alone = run(queries, values, mask), [run(queries[:, h], values[:, h], mask[:, h]) for h in range(H)]
+    together = jax.device_get(run(queries, values, mask))
     for h in range(H):
         jax.tree.map(
             lambda whole, one, h=h: np.testing.assert_allclose(whole[:, h], one, rtol=1e-5, atol=1e-6),
             together,
-            alone[h],
+            run(queries[:, h], values[:, h], mask[:, h]),
         )
     assert not np.any(together[0][2]) and not np.any(together[1].weights[2])
 
@@ -116,9 +111,9 @@ def test_the_state_of_a_mechanism_follows_its_hypothesis_through_beam_search(nam
         again = model.apply(params, jnp.repeat(source, K, 0), jnp.repeat(lengths, K, 0), inputs)[1]
         return found, again.weights.reshape(B, K, T, S)
 
-    found, again = search(params)
-    written = np.arange(T) < np.asarray(found.lengths)[..., None]
-    assert len(np.unique(np.asarray(found.tokens[0]), axis=0)) == K
+    found, again = jax.device_get(search(params))
+    written = np.arange(T) < found.lengths[..., None]
+    assert len(np.unique(found.tokens[0], axis=0)) == K
     expected = np.where(written[..., None], again, 0)
     np.testing.assert_allclose(found.alignment.weights, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.alignment.log_prob, expected @ MARKS, rtol=1e-5, atol=1e-5)
@@ -135,7 +130,7 @@ def test_a_decoder_that_samples_tells_the_log_prob_of_every_step(name):
         alignment = model.apply(params, source, lengths, target, False, rngs=rngs)[1]
         return alignment.log_prob.sum(), alignment
 
-    (_, found), gradient = quick_jit(jax.value_and_grad(log_prob, has_aux=True))(params)
+    (_, found), gradient = jax.device_get(quick_jit(jax.value_and_grad(log_prob, has_aux=True))(params))
     assert found.log_prob.shape == found.entropy.shape == (B, T) == found.weights.shape[:2]
     np.testing.assert_array_equal(found.weights.max(-1), [[1] * T, [1] * T, [0] * T])
     # Between the certain and the impossible; a source without tokens has no choice.
@@ -154,8 +149,8 @@ def test_a_state_is_asked_for_where_one_is_needed():
         (attention(alignment="local_m"), "this alignment carries a state"),
     ):
         variables = drawn(made, queries, values)
-        memory = made.apply(variables, values, method="remember")
+        memory = jax.eval_shape(partial(made.apply, method="remember"), variables, values)
         with pytest.raises(ValueError, match=sentence):
-            made.apply(variables, queries, memory)
+            jax.eval_shape(made.apply, variables, queries, memory)
         with pytest.raises(ValueError, match="starts from a memory; got None"):
             made.apply(variables, None, method="start")

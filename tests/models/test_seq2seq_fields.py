@@ -1,33 +1,40 @@
 """What the fields of the encoder-decoder mean: bridges, the fixed context, tied output, attention at once, NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from tests.models.small import B, S, T, make, quick_jit
-
-
-def last_states(model, params, source, lengths):
-    """The last states of the encoder's layers."""
-    read = lambda model: model.encoder(model.source_embedding(source), lengths)[1]  # noqa: E731
-    return quick_jit(lambda params: model.apply(params, method=read))(params)
+from tests.models.small import B, S, make, quick_jit
 
 
 def start(model, params, source, lengths):
     return quick_jit(lambda params: model.apply(params, source, lengths, method="start"))(params)
 
 
+def first_and_last(model, params, source, lengths):
+    """The first states of the decoder's layers, and the last ones of the encoder's."""
+
+    @quick_jit
+    def both(params):
+        read = lambda model: model.encoder(model.source_embedding(source), lengths)[1]  # noqa: E731
+        return model.apply(params, source, lengths, method="start").decoder.layers, model.apply(params, method=read)
+
+    return jax.device_get(both(params))
+
+
 @pytest.mark.parametrize("bridge", ["dense", "backward"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_bridge_is_tanh_of_the_last_state(bridge, cell):
     model, params, source, lengths, _ = make(bridge=bridge, cell=cell, encoder_layers=2, decoder_layers=2)
-    hidden = last_states(model, params, source, lengths)[-1].hidden
+    first, last = first_and_last(model, params, source, lengths)
+    hidden = last[-1].hidden
     read = hidden[:, 3:] if bridge == "backward" else hidden  # 3 units forward, then 3 backward
-    first = start(model, params, source, lengths).decoder.layers
     for number, state in enumerate(first):
-        weights = params["params"][f"bridges_{number}"]
+        weights = jax.device_get(params["params"][f"bridges_{number}"])
         expected = np.tanh(read @ weights["kernel"] + weights["bias"][None])
         np.testing.assert_allclose(np.concatenate(state, -1), expected, rtol=1e-5, atol=1e-6)
     assert weights["kernel"].shape == (read.shape[1], 6 * len(state))
@@ -35,8 +42,8 @@ def test_bridge_is_tanh_of_the_last_state(bridge, cell):
 
 def test_bridge_copies_layer_by_layer():
     model, params, source, lengths, _ = make(bridge="copy", encoder_layers=2, decoder_layers=2)
-    first = start(model, params, source, lengths).decoder.layers
-    jax.tree.map(np.testing.assert_array_equal, first, last_states(model, params, source, lengths))
+    first, last = first_and_last(model, params, source, lengths)
+    jax.tree.map(np.testing.assert_array_equal, first, last)
     assert np.abs(first[0].hidden - first[1].hidden).max() > 1e-2
 
 
@@ -57,7 +64,7 @@ def test_tied_output_is_the_target_embedding(attention):
     changed = jax.tree.map(lambda leaf: leaf, params)
     embedding = params["params"]["target_embedding"]["embedding"]
     changed["params"]["target_embedding"]["embedding"] = embedding.at[3].multiply(3)
-    before, after = call(params), call(changed)
+    before, after = np.asarray(call(params)), np.asarray(call(changed))
     np.testing.assert_allclose(after[..., 3], 3 * before[..., 3], rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(np.delete(after, 3, -1), np.delete(before, 3, -1))
     assert np.abs(before[..., 3]).max() > 1e-3
@@ -70,15 +77,17 @@ def test_the_fixed_context_enters_every_step():
     @quick_jit
     def moved(cache, context):
         """The logits of every step, and those of the same steps if at each the context alone were another."""
-        found = []
-        for step in range(T):
-            other = model.apply(params, cache._replace(context=context), target[:, step], method="step")[0]
-            logits, cache, _ = model.apply(params, cache, target[:, step], method="step")
-            found.append(jnp.abs(logits - other).max())
-        return jnp.stack(found)
+
+        def step(cache, tokens):
+            other = model.apply(params, cache._replace(context=context), tokens, method="step")[0]
+            logits, cache, _ = model.apply(params, cache, tokens, method="step")
+            return cache, jnp.abs(logits - other).max()
+
+        return jax.lax.scan(step, cache, target.T)[1]
 
     assert moved(cache, -cache.context).min() > 1e-3
-    assert start(*make(attention="none")[:4]).context is None
+    model, *inputs = make(attention="none")
+    assert jax.eval_shape(partial(model.apply, method="start"), *inputs[:3]).context is None
 
 
 def scanned_shapes(jaxpr, inside=False) -> set[tuple[int, ...]]:
@@ -112,17 +121,17 @@ def test_arrays_of_numpy_are_taken_without_jit():
 @pytest.mark.parametrize("attention", ["none", "context", "bahdanau", "luong"])
 def test_tokens_of_fewer_rows_than_the_cache_are_refused(attention):
     model, params, source, lengths, target = make(attention=attention)
-    cache = start(model, params, source, lengths)
+    cache = jax.eval_shape(partial(model.apply, method="start"), params, source, lengths)
     with pytest.raises(TypeCheckError, match="parameter 'hidden'"):
-        jax.eval_shape(lambda: model.apply(params, cache, target[:1], method="extend"))
+        jax.eval_shape(partial(model.apply, method="extend"), params, cache, target[:1])
 
 
 def test_wrong_ranks_name_the_argument():
     model, params, source, lengths, target = make(attention="none")
-    cache = start(model, params, source, lengths)
+    cache = jax.eval_shape(partial(model.apply, method="start"), params, source, lengths)
     with pytest.raises(TypeCheckError, match="parameter 'tokens'"):
-        model.apply(params, cache, target, method="step")
+        jax.eval_shape(partial(model.apply, method="step"), params, cache, target)
     with pytest.raises(TypeCheckError, match="parameter 'tokens'"):
-        model.apply(params, cache, jnp.float32(target), method="extend")
+        jax.eval_shape(partial(model.apply, method="extend"), params, cache, np.float32(target))
     with pytest.raises(TypeCheckError, match="parameter 'source'"):
         model.apply(params, source[0], lengths, method="start")

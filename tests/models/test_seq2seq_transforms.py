@@ -1,6 +1,6 @@
 """The encoder-decoder under JAX's transformations, for one model of every family, sources without tokens included."""
 
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tests.models.small import FAMILIES, LENGTHS, MECHANISMS, N_SOURCE, B, S, make, quick_jit
+from tests.models.small import FAMILIES, LENGTHS, MECHANISMS, N_SOURCE, B, S, family, make, quick_jit
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-
-
-@cache
-def family(name: str):
-    """A model of `make`, its arguments, and compiled: (params, source, lengths, target) -> logits and alignment."""
-    model, *arguments = make(**FAMILIES[name])
-    return model, tuple(arguments), quick_jit(model.apply)
 
 
 def loss(model, params, *inputs, **options):
@@ -51,9 +44,11 @@ def test_exported_values_and_gradients_with_checkpoint(name, float64):
 
 @every_family
 def test_as_an_nnx_module(name):
-    model, (_, *inputs), run = family(name)
-    wrapped = nnx.jit(lambda: nnx.bridge.ToNNX(model, rngs=nnx.Rngs(params=0)).lazy_init(*inputs))()
-    params = {"params": nnx.to_pure_dict(nnx.state(wrapped, nnx.Param))}
+    model, (params, *inputs), run = family(name)
+    wrapped = nnx.eval_shape(lambda: nnx.bridge.ToNNX(model).lazy_init(*inputs, rngs=jax.random.key(0)))
+    state = nnx.state(wrapped, nnx.Param)
+    nnx.replace_by_pure_dict(state, params["params"])
+    nnx.update(wrapped, state)
     jax.tree.map(close, nnx.jit(lambda wrapped: wrapped(*inputs))(wrapped), run(params, *inputs))
 
 

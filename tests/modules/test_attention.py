@@ -1,7 +1,7 @@
 """Attention as a module: against the plain functions, memory, masks, dtypes, errors."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from attention_zoo.functional import masks, scores
+from attention_zoo.functional import scores
 from attention_zoo.functional.attend import attend
 from attention_zoo.modules import (
     Additive,
@@ -24,7 +24,7 @@ from attention_zoo.modules import (
 )
 
 B, T, S, Q, V, D, L = 2, 3, 7, 5, 11, 13, 17
-LENGTHS = np.array([4, 0])
+MASK = np.arange(S) < np.array([[4], [0]])
 # These learn to compare queries and values of different widths; the others need equal ones.
 PROJECTING = {
     "general": General(Q),
@@ -46,9 +46,14 @@ def sources(name: str) -> tuple[np.ndarray, np.ndarray]:
     return draw(B, T, Q if name in PROJECTING else V), draw(B, S, V)
 
 
+def initialise(name: str) -> dict:
+    return Attention(SCORES[name]).init(jax.random.key(0), *sources(name), method="over")
+
+
 @cache
-def initial(name: str) -> dict:
-    return jax.jit(lambda: Attention(SCORES[name]).init(jax.random.key(0), *sources(name), method="over"))()
+def drawn(name: str) -> dict:
+    """Variables that no initialiser chose, whose programs would take longer to compile; none is zero."""
+    return jax.tree.map(lambda leaf: 0.5 * draw(*leaf.shape), jax.eval_shape(partial(initialise, name)))
 
 
 @cache
@@ -80,11 +85,9 @@ def plain_score(name: str, parameters: dict) -> Callable:
 @every_score
 def test_module_equals_function(name):
     queries, values = sources(name)
-    # Biases start at zero: move every parameter away from where it starts.
-    variables = jax.tree.map(lambda value: np.float32(value) + 0.1 * draw(*value.shape), initial(name))
-    mask = masks.within(LENGTHS, S)
-    context, alignment, _ = compiled(name)(variables, queries, values, mask)
-    run = jax.jit(lambda q, v: attend(q, v, v, mask[:, None], score=plain_score(name, variables)))
+    variables = drawn(name)
+    context, alignment, _ = compiled(name)(variables, queries, values, MASK)
+    run = jax.jit(lambda q, v: attend(q, v, v, MASK[:, None], score=plain_score(name, variables)))
     expected, expected_alignment = run(queries, values)
     np.testing.assert_allclose(context, expected, atol=2e-5)
     np.testing.assert_allclose(alignment.weights, expected_alignment.weights, atol=1e-5)
@@ -93,44 +96,49 @@ def test_module_equals_function(name):
 @every_score
 def test_remembered_once_equals_at_once(name):
     queries, values = sources(name)
-    attention, variables = Attention(SCORES[name]), initial(name)
-    mask = masks.within(LENGTHS, S)
-    memory = attention.apply(variables, values, mask, method="remember")
+    attention, variables = Attention(SCORES[name]), drawn(name)
+
+    @jax.jit
+    def by_step(variables):
+        memory = attention.apply(variables, values, MASK, method="remember")
+        return memory, [attention.apply(variables, queries[:, t : t + 1], memory)[0] for t in range(T)]
+
+    memory, steps = by_step(variables)
     assert isinstance(memory, Memory) and len(jax.tree.leaves(memory)) == 3
-    whole = compiled(name)(variables, queries, values, mask)[0]
-    steps = [attention.apply(variables, queries[:, t : t + 1], memory)[0] for t in range(T)]
+    whole = compiled(name)(variables, queries, values, MASK)[0]
     np.testing.assert_allclose(np.concatenate(steps, axis=1), whole, atol=1e-5)
 
 
 @every_score
 def test_nothing_is_kept_on_the_module(name):
-    _, changed = Attention(SCORES[name]).apply(initial(name), *sources(name), method="over", mutable=True)
+    run = partial(Attention(SCORES[name]).apply, method="over", mutable=True)
+    changed = jax.jit(lambda variables: run(variables, *sources(name))[1])(drawn(name))
     assert set(changed) <= {"params"}
-    jax.tree.map(np.testing.assert_array_equal, changed.get("params", {}), initial(name).get("params", {}))
+    jax.tree.map(np.testing.assert_array_equal, changed.get("params", {}), drawn(name).get("params", {}))
 
 
 @every_score
 def test_padding_changes_nothing_and_receives_no_gradient(name):
     queries, values = sources(name)
-    mask, variables = masks.within(LENGTHS, S), initial(name)
+    variables = drawn(name)
     run = compiled(name)
 
     @jax.jit
     def gradient(variables, queries, values):
-        return jax.grad(lambda *arguments: jnp.sum(run(*arguments, mask)[0] ** 2), argnums=(0, 1, 2))(
+        return jax.grad(lambda *arguments: jnp.sum(run(*arguments, MASK)[0] ** 2), argnums=(0, 1, 2))(
             variables, queries, values
         )
 
-    garbage = np.where(mask[..., None], values, np.float32(1e4))
+    garbage = np.where(MASK[..., None], values, np.float32(1e4))
     jax.tree.map(
-        np.testing.assert_array_equal, run(variables, queries, values, mask), run(variables, queries, garbage, mask)
+        np.testing.assert_array_equal, run(variables, queries, values, MASK), run(variables, queries, garbage, MASK)
     )
-    clean, dirty = gradient(variables, queries, values), gradient(variables, queries, garbage)
+    clean, dirty = (jax.device_get(gradient(variables, queries, source)) for source in (values, garbage))
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
-    np.testing.assert_array_equal(clean[2][~mask], 0)
-    assert np.all(clean[2][mask] != 0)
+    np.testing.assert_array_equal(clean[2][~MASK], 0)
+    assert np.all(clean[2][MASK] != 0)
     # The second source is empty: nothing to read there, and nothing to learn from it.
-    np.testing.assert_array_equal(run(variables, queries, values, mask)[0][1], 0)
+    np.testing.assert_array_equal(run(variables, queries, values, MASK)[0][1], 0)
     np.testing.assert_array_equal(clean[1][1], 0)
 
 
@@ -138,8 +146,9 @@ def test_padding_changes_nothing_and_receives_no_gradient(name):
 def test_every_parameter_learns(name):
     queries, values = sources(name)
     weighting = draw(B, T, V)
-    gradients = jax.grad(lambda variables: jnp.sum(weighting * compiled(name)(variables, queries, values, None)[0]))
-    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(initial(name))):
+    total = lambda variables: jnp.sum(weighting * compiled(name)(variables, queries, values, None)[0])  # noqa: E731
+    gradients = jax.jit(jax.grad(total))(drawn(name))
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.any(np.abs(gradient) > 1e-6), jax.tree_util.keystr(path)
 
 
@@ -157,21 +166,22 @@ def test_computes_in_bfloat16_with_parameters_in_float32(name, given):
 
 
 def test_cosine_remembers_keys_of_length_one():
-    keys = Attention(Cosine(V)).apply(initial("cosine"), draw(B, S, V), method="remember").keys
+    remember = jax.jit(partial(Attention(Cosine(V)).apply, method="remember"))
+    keys = remember(drawn("cosine"), draw(B, S, V)).keys
     np.testing.assert_allclose(np.linalg.norm(keys, axis=-1), 1, rtol=1e-6)
 
 
 @every_score
 def test_batched_equals_vmap_of_the_single_example(name):
     queries, values = sources(name)
-    mask, attention = masks.within(LENGTHS, S), Attention(SCORES[name])
+    attention = Attention(SCORES[name])
     one = jax.vmap(lambda v, q, s, m: attention.apply(v, q, s, m, method="over")[0], in_axes=(None, 0, 0, 0))
-    expected = compiled(name)(initial(name), queries, values, mask)[0]
-    np.testing.assert_allclose(jax.jit(one)(initial(name), queries, values, mask), expected, atol=1e-5)
+    expected = compiled(name)(drawn(name), queries, values, MASK)[0]
+    np.testing.assert_allclose(jax.jit(one)(drawn(name), queries, values, MASK), expected, atol=1e-5)
 
 
 def test_the_normalised_energy_starts_with_the_length_of_the_paper():
-    score = initial("normalised")["params"]["score"]
+    score = jax.jit(partial(initialise, "normalised"))()["params"]["score"]
     np.testing.assert_allclose(score["gain"], np.sqrt(1 / D), rtol=1e-6)
 
 
@@ -207,15 +217,13 @@ def test_queries_without_an_axis_of_steps_are_an_error_that_names_them():
 
 def test_scaled_dot_with_softmax_has_fused_paths_and_no_other_score():
     queries, values = sources("scaled_dot")
-    mask = masks.within(LENGTHS, S)
-    plain, _, _ = Attention(ScaledDot()).apply({}, queries, values, mask, method="over")
-    context, alignment, _ = Attention(ScaledDot(), implementation="chunked").apply(
-        {}, queries, values, mask, method="over"
-    )
+    plain, _, _ = compiled("scaled_dot")({}, queries, values, MASK)
+    fused = jax.jit(partial(Attention(ScaledDot(), implementation="chunked").apply, method="over"))
+    context, alignment, _ = fused({}, queries, values, MASK)
     assert alignment is None
     np.testing.assert_allclose(context, plain, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="is for scaled_dot with softmax alone"):
-        Attention(Dot(), implementation="chunked").apply({}, queries, values, mask, method="over")
+        Attention(Dot(), implementation="chunked").apply({}, queries, values, MASK, method="over")
 
 
 def test_unknown_implementation_is_refused():

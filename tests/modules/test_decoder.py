@@ -122,29 +122,29 @@ TRIED = [
 @pytest.mark.parametrize(("timing", "cell", "layers"), TRIED)
 def test_results_and_all_gradients_equal_the_plain_loop(timing, cell, layers, float64):
     model, variables, arrays = make(timing, cell, layers)
-    expected, pull_back = jax.vjp(partial(plain, timing, cell), variables["params"], arrays)
-    cotangents = jax.tree.map(lambda leaf: draw(*leaf.shape, seed=9), expected)
 
     @jax.jit
-    def ours(parameters, arrays):
-        found, pull_back = jax.vjp(lambda p, a: model.apply({"params": p}, a, method=run), parameters, arrays)
-        return found, pull_back(cotangents)
+    def both(*inputs):
+        answers = []
+        for way in (lambda p, a: model.apply({"params": p}, a, method=run), partial(plain, timing, cell)):
+            results, pull_back = jax.vjp(way, *inputs)
+            cotangents = jax.tree.map(lambda leaf: draw(*leaf.shape, seed=9), results)
+            answers.append((results, pull_back(cotangents)))
+        return answers
 
-    found, gradients = ours(variables["params"], arrays)
-    assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients)) > 1e-4
-    compare = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
-    jax.tree.map(compare, found, expected)
-    jax.tree.map(compare, gradients, pull_back(cotangents))
+    found, expected = both(variables["params"], arrays)
+    assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(found[1])) > 1e-4
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11), found, expected)
 
 
 def test_feeding_through_a_matrix_of_zeros_is_no_feeding():
     model, variables, arrays = make("feeding")
     parameters = variables["params"] | {"enter": jax.tree.map(np.zeros_like, variables["params"]["enter"])}
-    call = jax.jit(lambda model, p: model.apply({"params": p}, arrays, method=run), static_argnums=0)
     without = model.clone(input_feeding=False)
-    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-    jax.tree.map(close, call(model, parameters), call(without, parameters))
-    assert np.abs(call(model, variables["params"])[0] - call(model, parameters)[0]).max() > 1e-2
+    both = jax.jit(lambda p: [made.apply({"params": p}, arrays, method=run) for made in (model, without)])
+    fed, plain = both(parameters)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), fed, plain)
+    assert np.abs(both(variables["params"])[0][0] - fed[0]).max() > 1e-2
 
 
 @pytest.mark.parametrize("timing", TIMINGS)
@@ -159,18 +159,18 @@ def test_dropout_differs_between_steps_and_leaves_the_first_input_alone(timing):
     parameters["combine"] = variables["params"]["combine"]
     arrays["inputs"][:] = arrays["inputs"][:, :1]
 
-    @partial(jax.jit, static_argnums=1)
-    def call(parameters, deterministic):
+    @jax.jit
+    def without_and_with(parameters):
         rngs = {"dropout": jax.random.key(3)}
-        return model.apply({"params": parameters}, arrays, deterministic, method=run, rngs=rngs)
+        return [model.apply({"params": parameters}, arrays, dry, method=run, rngs=rngs) for dry in (True, False)]
 
-    dry, wet = call(parameters, True), call(parameters, False)
+    dry, wet = without_and_with(parameters)
     # With "previous" the first feature sees the first state alone.
     np.testing.assert_allclose(dry[0][:, 1], dry[0][:, 2], atol=1e-6)
     assert np.abs(wet[0][:, 1] - wet[0][:, 2]).max() > 1e-3
     # With every parameter in use, but nothing attended in the cell, the first layer's states are those without dropout.
     parameters = variables["params"] | {"enter": jax.tree.map(np.zeros_like, parameters.get("enter"))}
-    (first, second), (dry_first, dry_second) = call(parameters, False)[2], call(parameters, True)[2]
+    (_, _, (dry_first, dry_second)), (_, _, (first, second)) = without_and_with(parameters)
     np.testing.assert_allclose(first.hidden, dry_first.hidden, atol=1e-6)
     assert np.abs(second.hidden - dry_second.hidden).max() > 1e-3
 
@@ -187,9 +187,7 @@ def carried(jaxpr) -> set[tuple[int, ...]]:
     return found
 
 
-def sums_of_kernels(dtype, timing, score) -> set[tuple[int, ...]]:
-    model, variables, arrays = make(timing, layers=2, score=score.clone(dtype=dtype), dtype=dtype)
-    variables, arrays = jax.tree.map(jnp.float32, (variables, arrays))
+def sums_of_kernels(model, variables, arrays) -> set[tuple[int, ...]]:
     loss = lambda *arguments: sum(  # noqa: E731
         leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(model.apply(*arguments, method=run))
     )
@@ -201,9 +199,11 @@ def sums_of_kernels(dtype, timing, score) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("score", [Additive(A), General(D), Cosine(V), Location(17)], ids=["add", "gen", "cos", "loc"])
 @pytest.mark.parametrize("timing", ["previous", "feeding"])
 def test_no_sum_of_kernels_is_carried_backwards(timing, score, dtype, monkeypatch):
-    assert not sums_of_kernels(dtype, timing, score)
+    model, *numbers = make(timing, layers=2, score=score.clone(dtype=dtype), dtype=dtype)
+    numbers = jax.tree.map(np.float32, numbers)
+    assert not sums_of_kernels(model, *numbers)
     monkeypatch.setattr(decoder, "scan", lambda step, constants, *rest: jax.lax.scan(partial(step, constants), *rest))
-    assert len(sums_of_kernels(dtype, timing, score)) >= 2  # what it finds where there is something to find
+    assert len(sums_of_kernels(model, *numbers)) >= 2  # what it finds where there is something to find
 
 
 def test_states_and_sources_in_float32_are_brought_to_the_dtype():
@@ -217,18 +217,20 @@ def test_states_and_sources_in_float32_are_brought_to_the_dtype():
 @pytest.mark.parametrize("timing", TIMINGS)
 def test_a_missing_memory_is_refused(timing):
     model, variables, arrays = make(timing)
-    state = model.apply(variables, arrays["states"], None, method="start")
+
+    def without(variables):
+        state = model.apply(variables, arrays["states"], None, method="start")
+        return model.apply(variables, arrays["inputs"], None, state)
+
     with pytest.raises(ValueError, match=r"needs a memory, from `attention\.remember`; got None"):
-        model.apply(variables, arrays["inputs"], None, state)
+        jax.eval_shape(without, variables)
 
 
 def test_inputs_of_fewer_rows_than_the_state_are_refused():
     model, variables, arrays = make("feeding")
-    remember = lambda model, *source: model.attention.remember(*source)  # noqa: E731
-    memory = model.apply(variables, arrays["values"], MASK, method=remember)
-    state = model.apply(variables, arrays["states"], memory, method="start")
+    arrays["inputs"] = arrays["inputs"][:1]
     with pytest.raises(TypeCheckError, match="parameter 'hidden'"):
-        model.apply(variables, arrays["inputs"][:1], memory, state)
+        jax.eval_shape(partial(model.apply, method=run), variables, arrays)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Heads, feed-forward layers and stacks: by hand, against their own definition, and scanned against unrolled."""
 
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import jax
@@ -89,7 +89,9 @@ def test_every_score_stands_in_a_head_with_weights_of_its_own(score: str) -> Non
 
 def test_swiglu_by_its_formula() -> None:
     module = FeedForward(7, E, "swiglu", use_bias=False)
-    variables = jax.jit(module.init)(jax.random.key(0), INPUTS)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), INPUTS)
+    normal = np.random.default_rng(0).normal
+    variables = jax.tree.map(lambda leaf: np.float32(normal(0, 0.5, leaf.shape)), shapes)
     enter, gate, leave = (np.asarray(variables["params"][name]["kernel"]) for name in ("enter", "gate", "leave"))
     hidden = np.asarray(INPUTS) @ enter
     expected = (hidden / (1 + np.exp(-hidden)) * (np.asarray(INPUTS) @ gate)) @ leave
@@ -108,43 +110,46 @@ def stack(**options) -> Stack:
     return Stack(3, partial(TransformerBlock, attention, feed, nn.LayerNorm, dropout=0.3), nn.LayerNorm, **options)
 
 
-def loss(module, variables, deterministic=True):
-    rngs = None if deterministic else {"dropout": jax.random.key(1)}
-    return jnp.square(module.apply(variables, INPUTS, deterministic=deterministic, rngs=rngs)[0]).sum() / 7
+def loss(module, variables, seed=None):
+    """With dropout where there is a seed."""
+    rngs = None if seed is None else {"dropout": jax.random.key(seed)}
+    return jnp.square(module.apply(variables, INPUTS, deterministic=seed is None, rngs=rngs)[0]).sum() / 7
+
+
+@cache
+def unrolled():
+    """Variables, and the loss and its gradient of layers written out; parameters as scanned layers have them."""
+    plain, generator = stack(), np.random.default_rng(0)
+    shapes = jax.eval_shape(plain.init, jax.random.key(0), INPUTS)
+    variables = jax.tree.map(lambda leaf: np.float32(generator.normal(0, 0.5, leaf.shape)), shapes)
+
+    def stacked(tree):
+        each = [tree["params"][f"each_{number}"] for number in range(3)]
+        together = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+        return {"params": {"together": together, "last_norm": tree["params"]["last_norm"]}}
+
+    value, gradient = quick_jit(jax.value_and_grad(partial(loss, plain)))(variables)
+    return stacked(variables), value, stacked(gradient)
 
 
 @pytest.mark.parametrize("rematerialise", [False, True])
 def test_scanned_and_rematerialised_layers_equal_unrolled_ones(rematerialise: bool) -> None:
     """In value and in gradient, with the same parameters."""
-    plain, other = stack(), stack(scan=True, rematerialise=rematerialise)
-    shapes = jax.eval_shape(plain.init, jax.random.key(0), INPUTS)
-    generator = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: jnp.float32(generator.normal(0, 0.5, leaf.shape)), shapes)
-
-    def stacked(tree):
-        each = [tree["params"][f"each_{number}"] for number in range(3)]
-        together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-        return {"params": {"together": together, "last_norm": tree["params"]["last_norm"]}}
-
-    def both(variables):
-        return jax.value_and_grad(partial(loss, plain))(variables), jax.value_and_grad(partial(loss, other))(
-            stacked(variables)
-        )
-
-    (value, gradient), (scanned, gradients) = quick_jit(both)(variables)
-    np.testing.assert_allclose(scanned, value, rtol=1e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), gradients, stacked(gradient))
+    variables, value, gradient = unrolled()
+    scanned = partial(loss, stack(scan=True, rematerialise=rematerialise))
+    found, gradients = quick_jit(jax.value_and_grad(scanned))(variables)
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), gradients, gradient)
 
 
 def test_dropout_under_scan_and_rematerialisation_differs_from_none_and_follows_its_key() -> None:
     module = stack(scan=True, rematerialise=True)
-    variables = jax.jit(module.init)(jax.random.key(0), INPUTS)
-
-    def three(variables):
-        return [jax.grad(partial(loss, module, deterministic=quiet))(variables) for quiet in (False, False, True)]
-
-    first, again, none = (np.asarray(jax.tree.leaves(tree)[0]) for tree in quick_jit(three)(variables))
-    assert np.array_equal(first, again) and not np.allclose(first, none) and np.isfinite(first).all()
+    variables, _, none = unrolled()
+    slopes = quick_jit(lambda seed: jax.grad(partial(loss, module, seed=seed))(variables))
+    found = slopes(1), slopes(1), slopes(2), none
+    first, again, other, none = (np.asarray(jax.tree.leaves(tree)[0]) for tree in found)
+    assert np.array_equal(first, again) and np.isfinite(first).all()
+    assert not np.allclose(first, other) and not np.allclose(first, none)
 
 
 @pytest.mark.parametrize(
@@ -168,13 +173,11 @@ def test_a_mask_hides_and_an_empty_row_is_zero() -> None:
     variables = made(module)
     mask = jnp.array([[True, True, False, False, False], [False] * 5])[:, None, None]
 
-    def both(variables):
-        changed = INPUTS.at[0, 2:].set(9.0)
-        return [
-            module.apply(variables, method=lambda m, x=inputs: m(INPUTS, m.remember(x), Sight(mask))[0])
-            for inputs in (INPUTS, changed)
-        ]
-
-    first, other = quick_jit(both)(variables)
+    look = quick_jit(
+        lambda inputs: module.apply(variables, method=lambda m: m(INPUTS, m.remember(inputs), Sight(mask))[0])
+    )
+    changed = np.array(INPUTS)
+    changed[0, 2:] = 9
+    first, other = np.asarray(look(INPUTS)), look(changed)
     np.testing.assert_allclose(first, other, rtol=1e-6)
     assert (first[1] == 0).all() and np.abs(first[0]).max() > 0

@@ -109,13 +109,13 @@ def test_padding_changes_nothing_and_receives_no_gradient(kind, bidirectional):
     module, variables, run = encoder(kind, bidirectional)
     inputs, padding = draw(B, S, I), np.arange(S) >= LENGTHS[:, None]
     garbage = np.where(padding[..., None], np.float32(1e3), inputs)
-    clean = run(variables, inputs, LENGTHS)
+    clean = jax.device_get(run(variables, inputs, LENGTHS))
     jax.tree.map(np.testing.assert_array_equal, clean, run(variables, garbage, LENGTHS))
     np.testing.assert_array_equal(clean[0][padding], 0)
     total = jax.jit(
         jax.grad(lambda x: sum(leaf.sum() for leaf in jax.tree.leaves(module.apply(variables, x, LENGTHS))))
     )
-    gradient = total(inputs)
+    gradient = np.asarray(total(inputs))
     np.testing.assert_array_equal(gradient[padding], 0)
     assert np.all(gradient[~padding] != 0)
 
@@ -125,8 +125,8 @@ def test_padding_changes_nothing_and_receives_no_gradient(kind, bidirectional):
 def test_a_short_sequence_is_read_as_if_it_stood_alone(kind, bidirectional):
     _, variables, run = encoder(kind, bidirectional)
     inputs = draw(B, S, I)
-    outputs, finals = run(variables, inputs, LENGTHS)
-    short, short_finals = run(variables, inputs[:, :2], np.array([2, 2, 2]))
+    outputs, finals = jax.device_get(run(variables, inputs, LENGTHS))
+    short, short_finals = jax.device_get(run(variables, inputs[:, :2], np.array([2, 2, 2])))
     np.testing.assert_allclose(outputs[1, :2], short[1], atol=1e-6)
     jax.tree.map(lambda long, alone: np.testing.assert_allclose(long[1], alone[1], atol=1e-6), finals, short_finals)
     jax.tree.map(lambda final: np.testing.assert_array_equal(final[2], 0), finals)
@@ -148,7 +148,7 @@ def test_both_directions_see_their_end_of_the_sequence(kind):
     inputs = draw(B, S, I)
     changed = inputs + np.eye(S, dtype=np.float32)[1][None, :, None]
     run = jax.jit(lambda x: RecurrentEncoder(D, 1, kind).apply(one_layer, x, np.array([S, S, S]))[0][:, 0])
-    before, after = run(inputs), run(changed)
+    before, after = np.asarray(run(inputs)), np.asarray(run(changed))
     np.testing.assert_array_equal(before[:, :D], after[:, :D])
     assert np.all(before[:, D:] != after[:, D:])
 
@@ -157,13 +157,17 @@ def test_both_directions_see_their_end_of_the_sequence(kind):
 def test_layer_in_parts_equals_the_whole(kind):
     layer, inputs = RecurrentLayer(D, kind), draw(S, B, I)
     variables = {"params": encoder(kind, False)[1]["params"]["forward_layers_0"]}
-    expected, final = jax.jit(layer.apply)(variables, inputs)
-    projected = layer.apply(variables, inputs, method="project")
-    state = layer.apply(variables, (B,), method="zeros")
-    for t in range(S):
-        state = layer.apply(variables, projected[t], state, method="step")
-        np.testing.assert_allclose(state.hidden, expected[t], atol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, final)
+
+    @jax.jit
+    def both(variables):
+        projected = layer.apply(variables, inputs, method="project")
+        state, outputs = layer.apply(variables, (B,), method="zeros"), []
+        for t in range(S):
+            state = layer.apply(variables, projected[t], state, method="step")
+            outputs.append(state.hidden)
+        return (jnp.stack(outputs), state), layer.apply(variables, inputs)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *both(variables))
 
 
 def test_residual_adds_the_input_where_widths_agree():
@@ -171,17 +175,23 @@ def test_residual_adds_the_input_where_widths_agree():
     plain, added = (RecurrentEncoder(D, 2, bidirectional=False, residual=residual) for residual in (False, True))
     variables = encoder("lstm", False)[1]
     lower = {"params": {"forward_layers_0": variables["params"]["forward_layers_0"]}}
-    first, _ = RecurrentEncoder(D, 1, bidirectional=False).apply(lower, inputs, LENGTHS)
-    difference = added.apply(variables, inputs, LENGTHS)[0] - plain.apply(variables, inputs, LENGTHS)[0]
-    np.testing.assert_allclose(difference, first, atol=1e-6)
+
+    @jax.jit
+    def outputs():
+        both = [module.apply(variables, inputs, LENGTHS)[0] for module in (added, plain)]
+        return *both, RecurrentEncoder(D, 1, bidirectional=False).apply(lower, inputs, LENGTHS)[0]
+
+    more, less, first = jax.device_get(outputs())
+    np.testing.assert_allclose(more - less, first, atol=1e-6)
 
 
 def test_residual_sees_no_padding_and_no_dropout():
     clean = draw(B, S, D)
     garbage = np.where(np.arange(S)[None, :, None] < LENGTHS[:, None, None], clean, np.float32(1e4))
     plain, added = (RecurrentEncoder(D, 1, bidirectional=False, residual=residual) for residual in (False, True))
-    variables = jax.jit(added.init)(jax.random.key(0), clean, LENGTHS)
-    outputs = added.apply(variables, garbage, LENGTHS)[0]
+    normal, shapes = np.random.default_rng(0).normal, jax.eval_shape(added.init, jax.random.key(0), clean, LENGTHS)
+    variables = jax.tree.map(lambda leaf: np.float32(normal(0, 0.5, leaf.shape)), shapes)
+    outputs = np.asarray(added.apply(variables, garbage, LENGTHS)[0])
     np.testing.assert_array_equal(outputs, added.apply(variables, clean, LENGTHS)[0])
     np.testing.assert_allclose(outputs[0] - plain.apply(variables, clean, LENGTHS)[0][0], clean[0], atol=1e-6)
     np.testing.assert_array_equal(outputs[1, 2:], 0)
@@ -197,10 +207,10 @@ def test_dropout_acts_between_layers_only_and_only_in_training():
     inputs, rngs = draw(B, S, I), {"dropout": jax.random.key(1)}
     _, variables, run = encoder("gru", False)
     wet = RecurrentEncoder(D, 2, "gru", False, dropout=0.5)
-    (dry_outputs, dry_finals), test_outputs = run(variables, inputs, LENGTHS), wet.apply(variables, inputs, LENGTHS)[0]
+    dry_outputs, dry_finals = run(variables, inputs, LENGTHS)
+    both = jax.jit(lambda rngs: [wet.apply(variables, inputs, LENGTHS, dry, rngs=rngs) for dry in (True, False)])
+    (test_outputs, _), (outputs, finals) = both(rngs)
     np.testing.assert_allclose(test_outputs, dry_outputs, atol=1e-6)
-    train = jax.jit(lambda rngs: wet.apply(variables, inputs, LENGTHS, deterministic=False, rngs=rngs))
-    outputs, finals = train(rngs)
     np.testing.assert_allclose(finals[0].hidden, dry_finals[0].hidden, atol=1e-6)
     assert not np.allclose(outputs, dry_outputs, atol=1e-2)
 
@@ -230,13 +240,16 @@ def test_the_gradient_of_a_bias_is_summed_in_float32(kind):
     # Equal signs: in bfloat16 a sum over so many steps would stop growing.
     exact, narrow = (RecurrentLayer(D, kind, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
     inputs = np.abs(draw(701, B, I))
-    variables = jax.jit(exact.init)(jax.random.key(0), inputs)
-    found, expected = (
-        jax.jit(jax.grad(lambda variables, layer=layer: layer.apply(variables, inputs)[0].astype(jnp.float32).sum()))(
-            variables
-        )["params"]["recurrent_bias"]
-        for layer in (narrow, exact)
-    )
+
+    def total(variables, layer, inputs):
+        return layer.apply(variables, inputs)[0].astype(jnp.float32).sum()
+
+    @jax.jit
+    def both(inputs):
+        variables = exact.init(jax.random.key(0), inputs)
+        return [jax.grad(total)(variables, layer, inputs)["params"]["recurrent_bias"] for layer in (narrow, exact)]
+
+    found, expected = jax.device_get(both(inputs))
     assert found.dtype == jnp.float32
     assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
 
