@@ -21,12 +21,12 @@ SMALL = {"embedding": 5, "encoder_units": 3, "batch_size": 13}
 def test_a_small_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(commands, "costs", partial(commands.costs, rounds=1))
-    for name in ("dot", "MoChA"):
+    for name in ("dot", "temperature 1/2"):
         monkeypatch.setitem(ROWS, name, {**ROWS[name], **SMALL})
-    words = ["table", "dates", *TINY.split(), "--rows", "dot, MoChA", "--output", "out"]
+    words = ["table", "dates", *TINY.split(), "--rows", "dot, temperature 1/2", "--output", "out"]
     assert main(words) == 0
     result = json.loads((tmp_path / "out" / "dates.json").read_text())
-    assert [row["mechanism"] for row in result["rows"]] == ["dot", "MoChA"]
+    assert [row["mechanism"] for row in result["rows"]] == ["dot", "temperature 1/2"]
     for row in result["rows"]:
         assert all(len(row[metric]) == 1 and all(value >= 0 for value in row[metric]) for metric in METRICS)
         assert row["step_ms"] > 0 and row["temporary_bytes"] > 0 and row["parameters"] > 0
@@ -35,6 +35,7 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     kept = sorted(path.parent.name for path in (tmp_path / "runs").rglob("summary.json"))
     assert kept == ["0", "0"]
     monkeypatch.setattr(commands, "costs", lambda made: {name: {"step_ms": 1.5, "temporary_bytes": 7} for name in made})
+    monkeypatch.setattr(commands, "gallery", lambda folders, task, path: None)  # it is drawn
     capsys.readouterr()
     assert main(words) == 0  # nothing is trained again
     assert capsys.readouterr().err.count("is finished") == 2
@@ -45,7 +46,7 @@ def test_a_small_table(tmp_path, monkeypatch, capsys):
     assert first["step_ms"] == 1.5 and first["exact_match"] == [0.5] and first["flags"] == result["rows"][0]["flags"]
     assert main(["table", "reverse", "--output", "out", "--costs_only", "True"]) == 2
     assert "There is no out/reverse.json to measure again" in capsys.readouterr().err
-    assert main([*words[:-3], "MoChA", "--output", "out"]) == 2
+    assert main([*words[:-3], "temperature 1/2", "--output", "out"]) == 2
     assert "dates.json also has dot" in capsys.readouterr().err
 
 
