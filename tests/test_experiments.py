@@ -48,7 +48,7 @@ HELD_OUT = "--dev_examples 2 --test_examples 3"
 SHORT = f"--batch_size 13 {HELD_OUT} --steps 2 --evaluate_every 2"
 CAPTION = f"--canvas 32 --units 8 --warmup 0 {SHORT}"
 ALONE = CAPTION.replace("--batch_size 13", "--batch_size 1")
-GLIMPSE = f"--canvas 24 --digit 12 --units 8 --hidden 7 --glimpses 3 --size 4 --scales 2 {SHORT}"
+GLIMPSE = f"--canvas 24 --digit 12 --units 8 --hidden 7 --glimpses 2 --size 4 --scales 2 {SHORT}"
 LOOKERS = {
     "caption_files": f"--folder pictures --side 32 --width 8 --units 8 --channels 1 {SHORT.replace(HELD_OUT, '')}",
     "caption_hard": f"{ALONE} --alignment sparsemax --baseline learned",

@@ -1,9 +1,11 @@
 """The table of mechanisms: a tiny one from the command line, and the committed pages against their numbers."""
 
+import inspect
 import json
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import get_args
 
 import pytest
 
@@ -21,12 +23,13 @@ SMALL = {"embedding": 5, "encoder_units": 3, "batch_size": 1}  # as in the galle
 def test_a_small_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(commands, "costs", partial(commands.costs, rounds=1))
-    for name in ("dot", "temperature 1/2"):
-        monkeypatch.setitem(ROWS, name, {**ROWS[name], **SMALL})
+    for name, temperature in (("dot", 1.0), ("temperature 1/2", 0.5)):  # which softmax ignores: it is compiled once
+        monkeypatch.setitem(ROWS, name, {**ROWS["dot"], **SMALL, "temperature": temperature})
     words = ["table", "dates", *TINY.split(), "--rows", "dot, temperature 1/2", "--output", "out"]
     assert main(words) == 0
     result = json.loads((tmp_path / "out" / "dates.json").read_text())
     assert [row["mechanism"] for row in result["rows"]] == ["dot", "temperature 1/2"]
+    assert [row["flags"]["temperature"] for row in result["rows"]] == [1.0, 0.5]
     for row in result["rows"]:
         assert all(len(row[metric]) == 1 and all(value >= 0 for value in row[metric]) for metric in METRICS)
         assert row["step_ms"] > 0 and row["temporary_bytes"] > 0 and row["parameters"] > 0
@@ -84,6 +87,14 @@ def test_readmes_scores_of_mechanisms_are_the_tables():
     for name in ROWS:
         cell = f"table row *{name}*: {rows['dates'][name]:.3f} / {rows['reverse'][name]:.3f}"
         assert cell in README, cell
+
+
+def test_every_row_has_flags_of_the_experiment():
+    offered = inspect.signature(experiment).parameters
+    for flags in ROWS.values():
+        for flag, value in flags.items():
+            choices = get_args(offered[flag].annotation)
+            assert value in choices or (not choices and isinstance(value, offered[flag].annotation))
 
 
 def test_every_alignment_of_the_experiment_is_in_the_table():
