@@ -30,7 +30,10 @@ def test_a_tsv_becomes_the_same_pairs(tmp_path):
     assert read_pairs(write(tmp_path / "train.tsv", rows)) == Pairs(SOURCES, TARGETS)
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\r\ufeff")).filter(str.strip), min_size=1))
+LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\ufeff")  # of all that UTF-8 can write
+
+
+@given(st.lists(st.text(LETTERS).filter(str.strip), min_size=1))
 def test_only_a_line_feed_ends_a_line(tmp_path_factory, lines):
     path = tmp_path_factory.mktemp("lines") / "text"
     assert read_lines(write(path, lines)) == lines

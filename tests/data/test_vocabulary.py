@@ -88,14 +88,18 @@ def test_a_special_label_in_a_text_is_ordinary_text(tokenizer):
     assert again.decode(ids) == "a </s> b <pad>"
 
 
-@given(st.text())
+# All that UTF-8 can write, told by category: with st.text() alone hypothesis looks at each code point for a second.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(TEXTS)
 def test_characters_lose_nothing(text):
     tokenizer = Characters.fit([text])
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode(text)) == len(text)
 
 
-@given(st.lists(st.text()))
+@given(st.lists(TEXTS))
 def test_words_come_back_with_single_spaces(texts):
     tokenizer = Words.fit(texts)
     for text in texts:

@@ -1,4 +1,4 @@
-"""Run by test_resume.py in a process that it kills: trains slowly, so that the end comes in the middle."""
+"""Run by test_resume.py in a process that it kills: trains until it waits, so that the end comes in the middle."""
 
 import sys
 import time
@@ -7,4 +7,4 @@ from attention_zoo.training import fit
 from tests.training.tiny import Copies, experiment
 
 if __name__ == "__main__":
-    fit(experiment(Copies(on_read=lambda count: time.sleep(0.05 if count < 12 else 60.0))), sys.argv[1])
+    fit(experiment(Copies(on_read=lambda count: time.sleep(60.0 if count >= 12 else 0.0))), sys.argv[1])

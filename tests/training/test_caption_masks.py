@@ -46,7 +46,7 @@ def test_what_is_hidden_moves_neither_loss_nor_gradient(kind, options):
     (loss, _), gradient = work(params, BATCH, KEY)
     (same, _), again = work(params, {**BATCH, "images": OTHERS}, KEY)
     close((same, again), (loss, gradient))
-    seen = {name: leaf for name, leaf in BATCH.items() if name != "mask"}
+    seen = {**BATCH, "mask": np.ones_like(MASK)}
     assert np.abs(work(params, seen, KEY)[0][0] - loss) > 1e-3
 
 
@@ -60,23 +60,33 @@ def test_the_penalty_asks_only_for_what_may_be_seen():
     close(found, np.mean(missing), rtol=1e-4)
 
 
+def judge_of(images, mask=MASK):
+    batch = {"images": images, "target": TOKENS, "target_lengths": LENGTHS, "valid": np.ones(B, bool)}
+    batch |= {} if mask is None else {"mask": mask}
+    data = SimpleNamespace(
+        shape=(R, Q, V),
+        max_target=T,
+        target=Words([str(number) for number in range(N - 4)]),
+        split=lambda name: [batch],
+        encode_batch=lambda paths: {name: batch[name][:1] for name in ("images", "mask")},
+    )
+    return CaptionJudge(captioner(), data)
+
+
+COMPILED = judge_of(IMAGES)  # what all judges here compile alike
+
+
 @pytest.mark.parametrize("width", [1, 2])
 def test_searches_and_judges_are_blind_to_it(width):
     shown = []
 
-    def judge(images, mask=MASK):
-        batch = {"images": images, "target": TOKENS, "target_lengths": LENGTHS, "valid": np.ones(B, bool)}
-        batch |= {} if mask is None else {"mask": mask}
-        data = SimpleNamespace(
-            shape=(R, Q, V),
-            max_target=T,
-            target=Words([str(number) for number in range(N - 4)]),
-            split=lambda name: [batch],
-            encode_batch=lambda paths: {name: batch[name][:1] for name in ("images", "mask")},
-        )
-        made = CaptionJudge(captioner(), data)
-        search = made.search
-        made.__dict__["search"] = lambda *inputs, width: shown.append(inputs[2]) or search(*inputs, width=width)
+    def judge(*case):
+        def search(*inputs, width):
+            shown.append(inputs[2])
+            return COMPILED.search(*inputs, width=width)
+
+        made = judge_of(*case)
+        made.__dict__.update(search=search, judge=COMPILED.judge)
         return made
 
     params = parameters(captioner(), IMAGES, TOKENS)

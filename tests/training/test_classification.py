@@ -1,16 +1,16 @@
 """Classification as an experiment: its loss, its metrics against scikit-learn, and what it predicts and draws."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 from sklearn.metrics import f1_score
 
 from attention_zoo.data.labelled import Labelled, LabelledText
 from attention_zoo.data.vocabulary import Characters
 from attention_zoo.models import Classifier, encoder
 from attention_zoo.training import optimizer
-from attention_zoo.training.classification import Judge, accuracy, class_loss, classification, macro_f1
+from attention_zoo.training.classification import accuracy, class_loss, classification, macro_f1
 
 TEXTS = {"on": ["turn on", "switch on", "on please"], "off": ["turn off", "off"], "dim": ["dim it"]}
 INPUTS = ("tokens", "lengths")
@@ -71,14 +71,14 @@ def test_the_loss_is_the_mean_cross_entropy_with_smoothing(data, model, params) 
     batch = dict(next(iter(data.train(0))))
     loss, metrics = jax.jit(class_loss(model, INPUTS, 0.3))(params, batch, jax.random.key(0))
     logits, _ = jax.jit(model.apply)({"params": params}, batch["tokens"], batch["lengths"])
-    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    log_probs = log_softmax(np.asarray(logits), -1)
     wanted = 0.7 * np.eye(3)[batch["labels"]] + 0.1
     assert loss == pytest.approx(-(wanted * log_probs).sum(-1).mean(), rel=1e-5)
     assert metrics["accuracy"] == pytest.approx((log_probs.argmax(-1) == batch["labels"]).mean())
 
 
-def test_metrics_count_every_row_once(data, experiment, params, model) -> None:
-    judge = Judge(model, data, INPUTS, lambda row: ())
+def test_metrics_count_every_row_once(data, experiment, params) -> None:
+    judge = experiment.evaluate.__self__  # which is compiled once
     predicted, truth, losses = judge.classes(params, "test")
     assert [data.labels[label] for label in truth] == list(data.raw("test").labels)
     metrics = experiment.evaluate(params, "test")
@@ -96,9 +96,8 @@ def test_a_prediction_names_its_class_and_draws_every_head(experiment, params, d
     experiment.draw(params, tmp_path)
 
 
-def test_panels_are_weights_of_real_positions(data, model, params) -> None:
-    judge = Judge(model, data, INPUTS, lambda row: data.tokenizer.tokens(row["tokens"][: int(row["lengths"])]))
-    panels = judge.panels(params, data.encode_batch(["dim", "turn off"]), 0)
+def test_panels_are_weights_of_real_positions(data, experiment, params) -> None:
+    panels = experiment.evaluate.__self__.panels(params, data.encode_batch(["dim", "turn off"]), 0)
     assert list(panels) == ["layer 1, head 1", "layer 1, head 2"]
     for weights, rows, columns in panels.values():
         assert weights.shape == (5, 5) and list(rows) == list(columns) and list(rows)[1:4] == list("dim")
@@ -122,5 +121,5 @@ def test_the_input_that_cannot_be_read_is_named_and_smoothing_is_checked(experim
 def test_the_gradient_reaches_every_parameter(data, model, params) -> None:
     batch = dict(next(iter(data.train(0))))
     gradient = jax.jit(jax.grad(lambda params: class_loss(model, INPUTS)(params, batch, jax.random.key(0))[0]))(params)
-    still = [path for path, leaf in jax.tree.leaves_with_path(gradient) if not jnp.abs(leaf).max() > 0]
+    still = [path for path, leaf in jax.tree.leaves_with_path(gradient) if not np.abs(leaf).max() > 0]
     assert all("key/bias" in jax.tree_util.keystr(path, simple=True, separator="/") for path in still)

@@ -55,26 +55,26 @@ def every_path(module):
 def exact():
     """Gradients by the locator: of minus the expected 0/1 reward; for the dense rewards, each location's by its own
     density ("own"), and of minus the expectation of their sum ("sum")."""
-    first, second, logits = quick(lambda params: MODEL.apply({"params": params}, method=every_path))(parameters())
-    count = len(PLACES)
-    labels = jnp.broadcast_to(BATCH["labels"], len(logits))
-    right = jnp.float32(logits[:, 1].argmax(-1) == labels).reshape(count, count)
-    likelihoods = log_likelihoods(logits, labels)
-    dense = jnp.stack([likelihoods.mean(1), likelihoods[:, 1]], 1).reshape(count, count, 2)
 
     def density(locator, hidden):
         means = jnp.tanh(hidden @ locator["kernel"] + locator["bias"][None])[:, None]
         logs = log_density(*jnp.broadcast_arrays(PLACES[None], means), STD)
         return jnp.exp(logs) * (2 / SIDE) ** 2
 
-    def values(locator):
+    def values(locator, params):
+        first, second, logits = MODEL.apply({"params": params}, method=every_path)
+        count = len(PLACES)
+        labels = jnp.broadcast_to(BATCH["labels"], len(logits))
+        right = jnp.float32(logits[:, 1].argmax(-1) == labels).reshape(count, count)
+        likelihoods = log_likelihoods(logits, labels)
+        dense = jnp.stack([likelihoods.mean(1), likelihoods[:, 1]], 1).reshape(count, count, 2)
         one, two = density(locator, first)[0], density(locator, second)
         fixed, held = jax.lax.stop_gradient((one, two))
         mean = partial(jnp.einsum, "p,pq,pq->")
         own = mean(one, held, dense[..., 0]) + mean(fixed, two, dense[..., 1])
         return {"classic": -mean(one, two, right), "own": -own, "sum": -mean(one, two, dense.sum(-1))}
 
-    found = quick(jax.jacrev(values))(parameters()["locator"])
+    found = quick(jax.jacrev(values))(parameters()["locator"], parameters())
     return {name: np.asarray(ravel_pytree(tree)[0]) for name, tree in found.items()}
 
 

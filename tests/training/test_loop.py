@@ -168,10 +168,16 @@ def stop_at(data, *counts, number=signal.SIGINT):
     data.on_read = lambda count: os.kill(os.getpid(), number) if count in counts else None
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The work folder and the summary of a run that was never stopped; not to be changed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, fit(experiment(Copies((5,))), workdir)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_finishes_the_step_saves_and_goes_on_to_the_same_end(tmp_path, number):
-    whole, parts, data = tmp_path / "whole", tmp_path / "parts", Copies((5,))
-    expected = fit(experiment(Copies((5,))), whole)
+def test_a_stop_finishes_the_step_saves_and_goes_on_to_the_same_end(whole, tmp_path, number):
+    (whole, expected), parts, data = whole, tmp_path / "parts", Copies((5,))
     stop_at(data, 12, number=number)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="stopped after step 13; the same command goes on from there"):

@@ -15,7 +15,7 @@ from attention_zoo.training.sharding import make_mesh
 from attention_zoo.training.step import Steps
 from tests.training.tiny import Copies, carried, experiment, rows
 
-PARAMS = {"a": {"w": jnp.array([2.0, 0.0, -1.0])}, "b": jnp.full((5, 7), 0.5)}
+PARAMS = {"a": {"w": np.float32([2, 0, -1])}, "b": np.full((5, 7), 0.5, np.float32)}
 SCALES = {"a": 0.7, "b": 3.0}
 
 
@@ -33,7 +33,8 @@ def quadratic(params, batch, key):
 
 def test_a_quadratic_with_gaussian_noise():
     samples = 401
-    found = jax.jit(lambda key: gradient_noise(quadratic, PARAMS, {}, key, samples))(jax.random.key(3))
+    measure = jax.jit(lambda key: gradient_noise(quadratic, PARAMS, {}, key, samples))
+    found = jax.device_get(measure(jax.random.key(3)))
     assert set(found) == {"a", "b", "all"}
     for name, entries, square in (("a", 3, 5.0), ("b", 35, 35 / 4)):
         # (M - 1) variance / scale^2 is chi-squared with n (M - 1) degrees of freedom, so 99.9 % of it lies here.
@@ -51,7 +52,7 @@ def test_the_square_of_the_mean_is_unbiased():
     """Over many measurements of two gradients each; |mean|^2 alone would be 3 x 0.49 / 2 too large."""
     keys = jax.random.split(jax.random.key(5), 2003)
     measure = jax.jit(jax.vmap(lambda key: gradient_noise(quadratic, PARAMS, {}, key, 2)["a"]))
-    found = measure(keys)
+    found = jax.device_get(measure(keys))
     for values, expected in ((found.variance, 3 * 0.49), (found.mean_square, 5.0)):
         error = np.std(values) / np.sqrt(len(keys))
         assert abs(np.mean(values) - expected) < 3.3 * error < 0.1 * expected
@@ -60,10 +61,10 @@ def test_the_square_of_the_mean_is_unbiased():
 def test_it_equals_numpys_variance_of_explicit_gradients():
     run = carried()
     batch, key, carry = rows(1, 5), jax.random.key(2), {"average": jnp.array(0.5), "calls": jnp.array(3)}
-    params = run.init(jax.random.key(0), batch)
-    found = gradient_noise(run.objective, params, batch, key, samples=5, carry=carry)
+    params = jax.jit(run.init)(jax.random.key(0), batch)
+    found = jax.jit(lambda params: gradient_noise(run.objective, params, batch, key, samples=5, carry=carry))(params)
     gradient = jax.jit(jax.grad(lambda params, key: run.objective(params, batch, key, carry)[0]))
-    gradients = [gradient(params, one) for one in jax.random.split(key, 5)]
+    gradients = jax.device_get([gradient(params, one) for one in jax.random.split(key, 5)])
     for name in (*params, "all"):
         chosen = gradients if name == "all" else [one[name] for one in gradients]
         flat = np.stack([np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(one)]) for one in chosen])
@@ -76,14 +77,18 @@ def test_no_digits_are_lost_where_the_variance_is_far_below_the_mean():
     def objective(params, batch, key):
         return jnp.sum(params["w"] * (1e4 + jax.random.normal(key, (11,)))), {}
 
-    found = gradient_noise(objective, {"w": jnp.zeros(11)}, {}, jax.random.key(1), 7)
+    found = jax.jit(lambda key: gradient_noise(objective, {"w": jnp.zeros(11)}, {}, key, 7))(jax.random.key(1))
     drawn = np.stack([jax.random.normal(key, (11,)) for key in jax.random.split(jax.random.key(1), 7)])
     np.testing.assert_allclose(found["w"].variance, drawn.var(0, ddof=1).sum(), rtol=3e-3)  # 1e4 has 3 digits after it
 
 
 def test_without_noise_and_without_a_gradient():
-    params = {"sure": jnp.ones(3), "idle": jnp.ones(2)}
-    found = gradient_noise(lambda params, batch, key: (params["sure"].sum(), {}), params, {}, jax.random.key(0), 3)
+    params = {"sure": np.ones(3, np.float32), "idle": np.ones(2, np.float32)}
+
+    def objective(params, batch, key):
+        return params["sure"].sum(), {}
+
+    found = jax.jit(lambda params: gradient_noise(objective, params, {}, jax.random.key(0), 3))(params)
     assert tuple(map(float, found["sure"])) == (3, 0, np.inf)
     assert tuple(map(float, found["idle"])) == (0, 0, 0)
 
@@ -124,5 +129,6 @@ def test_a_run_measures_the_gradient_of_the_step_to_come(tmp_path):
     fit(run, tmp_path)
     state = Steps(run, make_mesh()).initial()
     batch = next(iter(run.data.train(run.seed)))
-    expected = gradient_noise(run.objective, state.params, batch, jax.random.fold_in(state.key, 3), 3)
+    measure = jax.jit(lambda params, key: gradient_noise(run.objective, params, batch, key, 3))
+    expected = measure(state.params, jax.random.fold_in(state.key, 3))
     np.testing.assert_allclose(read_metrics(tmp_path)["gradient_snr/all"][1], expected["all"].snr, rtol=1e-4)

@@ -91,7 +91,8 @@ class Pairs:
 @pytest.fixture(scope="module")
 def params():
     batch = batch_of(Pairs.dev[0])
-    return Copier().init(jax.random.key(0), batch["source"], batch["source_lengths"], batch["target"])["params"]
+    init = jax.jit(Copier().init)
+    return init(jax.random.key(0), batch["source"], batch["source_lengths"], batch["target"])["params"]
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +154,17 @@ def test_lengths_are_written_for_the_test_split_only(params, translator, tmp_pat
     assert lengths == {"source_length": [3, 2, 3], "correct": [True, False, True]}
 
 
+def judged(batch, decoded, losses):
+    """Of values that NumPy reads."""
+    return jax.device_get(jax.jit(judge)(batch, decoded, losses))
+
+
 def test_steps_after_the_end_and_filler_rows_do_not_count():
     batch = batch_of([("ab", "ab"), ("", ""), ("cdea", "cdea")], 5)
     tokens = np.array([[*LETTERS.encode("ab"), END], [PAD] * 3, [*LETTERS.encode("c"), END, PAD]])
     weights = np.zeros((3, 3, 5), np.float32)
     weights[:, 0, 0], weights[:, 1, 4], weights[:, 2, 2] = 1, 1, 1
-    rows = judge(batch, Decoded(tokens, np.array([3, 0, 2]), np.zeros(3), Alignment(weights)), np.zeros(3))
+    rows = judged(batch, Decoded(tokens, np.array([3, 0, 2]), np.zeros(3), Alignment(weights)), np.zeros(3))
     assert rows["exact"].tolist() == [True, False, False]
     assert rows["right"].tolist() == [3, 0, 1]
     # Both rows wrote a letter from the right place, and then looked at position 4 for position 1.
@@ -170,7 +176,7 @@ def test_an_unknown_symbol_is_never_right():
     batch = batch_of([("ab", "ax")], 5)
     assert UNKNOWN in batch["target"]
     decoded = Decoded(batch["target"], batch["target_lengths"], np.zeros(1), None)
-    rows = judge(batch, decoded, np.zeros(1))
+    rows = judged(batch, decoded, np.zeros(1))
     assert not rows["exact"][0]
     assert rows["right"][0] == 2
 
@@ -179,7 +185,8 @@ def test_writing_on_after_the_target_is_not_exact():
     batch = batch_of([("ab", "ab")], 3)
     for written, exact in (("ab", True), ("abe", False), ("a", False)):
         tokens = np.array([[*LETTERS.encode(written), END] + [PAD] * (5 - len(written))])
-        assert judge(batch, Decoded(tokens, np.array([len(written) + 1]), None, None), np.zeros(1))["exact"][0] == exact
+        found = judged(batch, Decoded(tokens, np.array([len(written) + 1]), None, None), np.zeros(1))
+        assert found["exact"][0] == exact
 
 
 def test_metrics_weigh_rows_not_batches():
@@ -223,7 +230,7 @@ def test_search_is_compiled_once_a_shape(params, monkeypatch):
 def test_the_experiment_trains_the_model(params):
     made = translation("copy", Copier(), Pairs(), optimizer=optax.sgd(0.1), steps=2, seed=5, patience=3)
     batch = batch_of(Pairs.dev[0])
-    assert made.init(jax.random.key(0), batch) == params
-    loss, _ = made.objective(params, batch, jax.random.key(1))
+    assert jax.jit(made.init)(jax.random.key(0), batch) == params
+    loss, _ = jax.jit(made.objective)(params, batch, jax.random.key(1))
     assert loss == pytest.approx(math.log(made.evaluate(params, "test")["perplexity"]), rel=1e-5)
     assert (made.name, made.steps, made.seed, made.patience, made.batch_size) == ("copy", 2, 5, 3, 3)
