@@ -35,6 +35,12 @@ def gradients(small):
     return {name: np.asarray(drawn(name), np.float64) for name in CHOSEN[1:]}
 
 
+@pytest.fixture(scope="module")
+def exact(small):
+    """The bound's gradient."""
+    return jax.device_get(jax.jit(jax.grad(EXACT["bound"]))(*small))
+
+
 def test_the_paths_are_all_there_and_their_probabilities_sum_to_one(small):
     params, batch = small
     paths = np.asarray(estimators.paths(batch))
@@ -52,22 +58,20 @@ def test_the_expected_reward_of_the_first_step_is_the_bound(small):
     np.testing.assert_allclose(batch["expected_rewards"][0], -2 * jax.jit(EXACT["bound"])(params, batch), rtol=1e-6)
 
 
-def test_what_looking_alone_misses_is_the_gradient_of_where_to_look(small, gradients):
+def test_what_looking_alone_misses_is_the_gradient_of_where_to_look(small, gradients, exact):
     """The likelihood of a sample teaches the scores nothing: no public estimator may forget them."""
-    params, batch = small
-    exact = jax.jit(jax.grad(EXACT["bound"]))(params, batch)
-    as_tree = ravel_pytree(params)[1]
-    alone = as_tree(jnp.float32(gradients["sampled, likelihood alone"].mean(0)))["attention"]
-    whole = as_tree(jnp.float32(gradients["leave-one-out, K = 4"].mean(0)))["attention"]
+    as_tree = ravel_pytree(jax.device_get(small[0]))[1]
+    alone = as_tree(np.float32(gradients["sampled, likelihood alone"].mean(0)))["attention"]
+    whole = as_tree(np.float32(gradients["leave-one-out, K = 4"].mean(0)))["attention"]
     for name, expected in exact["attention"].items():
         assert np.abs(alone[name]).max() == 0 < np.abs(expected).max()
         assert np.vdot(whole[name], expected) > 0
 
 
-def test_the_noise_is_that_of_the_meter_and_numpy(small):
+def test_the_noise_is_that_of_the_meter_and_numpy(small, exact):
     params, batch = small
     objective = ESTIMATORS["leave-one-out, K = 4"].objective
-    exact = np.asarray(ravel_pytree(jax.jit(jax.grad(EXACT["bound"]))(params, batch))[0], np.float64)
+    exact = np.asarray(ravel_pytree(exact)[0], np.float64)
     judged = hard.judge(lambda key: jax.grad(objective, has_aux=True)(params, batch, key), exact, 400)
     assert judged["error_vs_reference"] < judged["bias_bound"]
     found = jax.jit(lambda key: gradient_noise(objective, params, batch, key, 400))(jax.random.key(2))["all"]

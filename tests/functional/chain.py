@@ -29,7 +29,7 @@ def parameters() -> Parameters:
     shapes = {"start": (D,), "query": (D, V), "values": (S, V), "carry": (V, D), "out": (D, N), "read": (V, N)}
     random = np.random.default_rng(5)
     drawn = {name: random.normal(size=shape) for name, shape in shapes.items()} | {"value": random.normal(size=D)}
-    return {name: jnp.asarray(drawn[name] if name == "values" else 0.8 * drawn[name]) for name in drawn}
+    return {name: drawn[name] if name == "values" else 0.8 * drawn[name] for name in drawn}
 
 
 def run(p: Parameters, choose: Choose, rows: int = 1) -> dict[str, jax.Array]:

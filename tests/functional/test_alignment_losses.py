@@ -23,7 +23,9 @@ from attention_zoo.functional.sparse import sparsemax
 B, T, S = 3, 5, 7
 TARGETS = np.arange(T) < np.array([5, 2, 0])[:, None]
 SOURCE = np.arange(S) < np.array([7, 4, 0])[:, None]
-WEIGHTS = jnp.array([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
+WEIGHTS = np.array([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
+by_spans, by_matrix, penalty = (jax.jit(loss) for loss in (guided_alignment, guided_alignment_matrix, coverage_penalty))
+score, stochastic = jax.jit(coverage_score), jax.jit(doubly_stochastic_penalty, static_argnames="reduction")
 
 
 def draw(seed: int = 0) -> np.ndarray:
@@ -66,70 +68,70 @@ def together(weights: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
 
 def test_guided_alignment_by_hand():
     # The spans hold 3/4 and 1 of the weight; the third position has no span, or is not counted.
-    found = guided_alignment(WEIGHTS, jnp.array([[0, 2], [0, 1], [2, 2]]))
+    found = by_spans(WEIGHTS, np.array([[0, 2], [0, 1], [2, 2]]))
     np.testing.assert_allclose(found, np.log(4 / 3) / 2, rtol=1e-6)
-    masked = guided_alignment(WEIGHTS, jnp.array([[1, 3], [0, 1], [0, 1]]), jnp.array([True, True, False]))
+    masked = by_spans(WEIGHTS, np.array([[1, 3], [0, 1], [0, 1]]), np.array([True, True, False]))
     np.testing.assert_allclose(masked, np.log(2) / 2, rtol=1e-6)
 
 
 def test_guided_alignment_matrix_by_hand():
     # Row 0: (ln 2 + ln 4) / 2; row 1: ln 1; row 2 has no link.
-    links = jnp.array([[0.5, 0.0, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    np.testing.assert_allclose(guided_alignment_matrix(WEIGHTS, links), 0.75 * np.log(2), rtol=1e-6)
-    masked = guided_alignment_matrix(WEIGHTS, links, jnp.array([True, False, True]))
+    links = np.array([[0.5, 0.0, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(by_matrix(WEIGHTS, links), 0.75 * np.log(2), rtol=1e-6)
+    masked = by_matrix(WEIGHTS, links, np.array([True, False, True]))
     np.testing.assert_allclose(masked, 1.5 * np.log(2), rtol=1e-6)
 
 
 def test_coverage_penalty_by_hand():
     # c is 0; (1/2, 1/4, 1/4); (3/2, 1/4, 1/4): 0, then 1/2, then 1/4 + 1/4.
-    np.testing.assert_allclose(coverage_penalty(WEIGHTS), 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(penalty(WEIGHTS), 1 / 3, rtol=1e-6)
     # Without the second row, what the third has seen before is the first alone.
-    found = coverage_penalty(WEIGHTS, jnp.array([True, False, True]))
+    found = penalty(WEIGHTS, np.array([True, False, True]))
     np.testing.assert_allclose(found, (0 + 0.5) / 2, rtol=1e-6)
 
 
 def test_coverage_score_by_hand():
     # Sums 3/2, 3/4, 3/4; then without the last row and the first location 1/4, 1/4.
-    real, all_real = jnp.array([True, True, False]), jnp.array([True, True, True])
-    np.testing.assert_allclose(coverage_score(WEIGHTS, all_real, all_real), 2 * np.log(3 / 4), rtol=1e-6)
-    np.testing.assert_allclose(coverage_score(WEIGHTS, real, ~jnp.array([True, False, False])), 2 * np.log(1 / 4))
-    np.testing.assert_allclose(coverage_score(WEIGHTS[1:2], real[:1], real), np.log(FLOOR), rtol=1e-6)
+    real, all_real = np.array([True, True, False]), np.array([True, True, True])
+    np.testing.assert_allclose(score(WEIGHTS, all_real, all_real), 2 * np.log(3 / 4), rtol=1e-6)
+    np.testing.assert_allclose(score(WEIGHTS, real, ~np.array([True, False, False])), 2 * np.log(1 / 4))
+    np.testing.assert_allclose(score(WEIGHTS[1:2], real[:1], real), np.log(FLOOR), rtol=1e-6)
 
 
 def test_doubly_stochastic_penalty_by_hand():
     # Sums 3/2, 3/4, 3/4 in the first example: 1/4 + 1/16 + 1/16. In the second, of one row and two locations, they are
     # short of one by 1/2 and 3/4: 1/4 + 9/16. The third has no target position and is left out.
-    weights = jnp.stack([WEIGHTS, WEIGHTS, WEIGHTS])
-    targets = jnp.array([[True] * 3, [True, False, False], [False] * 3])
-    source = jnp.array([[True] * 3, [True, True, False], [True] * 3])
-    found = doubly_stochastic_penalty(weights, targets, source)
+    weights = np.stack([WEIGHTS, WEIGHTS, WEIGHTS])
+    targets = np.array([[True] * 3, [True, False, False], [False] * 3])
+    source = np.array([[True] * 3, [True, True, False], [True] * 3])
+    found = stochastic(weights, targets, source)
     np.testing.assert_allclose(found, (3 / 8 + 13 / 16) / 2, rtol=1e-6)
-    mean = doubly_stochastic_penalty(weights, targets, source, reduction="mean")
+    mean = stochastic(weights, targets, source, reduction="mean")
     np.testing.assert_allclose(mean, (3 / 8 / 3 + 13 / 16 / 2) / 2, rtol=1e-6)
 
 
 def test_spans_of_length_one_are_one_hot_rows(float64):
     positions = np.random.default_rng(0).integers(0, 4, size=(B, T))
     one_hot = np.arange(S) == positions[..., None]
-    found = guided_alignment(draw(), np.stack([positions, positions + 1], axis=-1), TARGETS)
-    np.testing.assert_allclose(found, guided_alignment_matrix(draw(), one_hot.astype(float), TARGETS), rtol=1e-12)
+    found = by_spans(draw(), np.stack([positions, positions + 1], axis=-1), TARGETS)
+    np.testing.assert_allclose(found, by_matrix(draw(), one_hot.astype(float), TARGETS), rtol=1e-12)
 
 
 def test_a_permutation_is_perfect():
     # Every position looks at one location of its own, and the gold is that.
     order = np.random.default_rng(0).permutation(T)
-    weights, every = jnp.eye(T)[order], np.ones(T, bool)
-    assert guided_alignment(weights, np.stack([order, order + 1], axis=-1)) == 0
-    assert guided_alignment_matrix(weights, weights) == 0
-    assert coverage_penalty(weights) == 0
-    assert coverage_score(weights, every, every) == 0
-    assert doubly_stochastic_penalty(weights, every, every) == 0
+    weights, every = np.eye(T)[order], np.ones(T, bool)
+    assert by_spans(weights, np.stack([order, order + 1], axis=-1)) == 0
+    assert by_matrix(weights, weights) == 0
+    assert penalty(weights) == 0
+    assert score(weights, every, every) == 0
+    assert stochastic(weights, every, every) == 0
 
 
 def test_looking_at_one_place_all_the_time_is_charged_in_full():
-    weights, every = jnp.zeros((T, S)).at[:, 2].set(1), np.ones(T, bool)
-    np.testing.assert_allclose(coverage_penalty(weights), (T - 1) / T, rtol=1e-6)
-    found = doubly_stochastic_penalty(weights, every, np.ones(S, bool))
+    weights, every = np.tile(np.eye(S)[2], (T, 1)), np.ones(T, bool)
+    np.testing.assert_allclose(penalty(weights), (T - 1) / T, rtol=1e-6)
+    found = stochastic(weights, every, np.ones(S, bool))
     np.testing.assert_allclose(found, (T - 1) ** 2 + S - 1, rtol=1e-6)
 
 
@@ -161,8 +163,8 @@ def test_is_the_formula_on_each_example_without_its_padding(name, float64):
 def test_padding_changes_nothing_and_receives_no_gradient(name, garbage):
     # Coverage counts every location: an alignment gives those in padding nothing.
     read = TARGETS[..., None] & (SOURCE[:, None] | (name == "coverage_penalty"))
-    clean = together(np.float32(draw()))[name]
-    dirty = together(np.where(read, draw(), garbage).astype(np.float32))[name]
+    clean = jax.device_get(together(np.float32(draw())))[name]
+    dirty = jax.device_get(together(np.where(read, draw(), garbage).astype(np.float32)))[name]
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
     np.testing.assert_array_equal(dirty[1][~read], 0)
     assert np.abs(clean[1]).max() > 0.01
@@ -188,8 +190,8 @@ def test_where_nothing_counts_loss_and_gradient_are_zero(name):
 
 def test_positions_without_a_span_or_a_link_are_left_out():
     nowhere = np.full((B, T, 2), 3)
-    assert guided_alignment(np.float32(draw()), nowhere, TARGETS) == 0
-    assert guided_alignment_matrix(np.float32(draw()), np.zeros((B, T, S), np.float32), TARGETS) == 0
+    assert by_spans(np.float32(draw()), nowhere, TARGETS) == 0
+    assert by_matrix(np.float32(draw()), np.zeros((B, T, S), np.float32), TARGETS) == 0
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -202,7 +204,8 @@ def test_a_sparse_alignment_that_misses_is_finite_in_value_and_gradient(loss, dt
             return guided_alignment(weights, jnp.array([[0, 1], [1, 2]]))
         return guided_alignment_matrix(weights, jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype))
 
-    value, gradient = jax.value_and_grad(total)(jnp.array([[-3.0, 1.0, 0.5], [-3.0, 1.0, 0.5]], dtype))
+    run = jax.jit(jax.value_and_grad(total))
+    value, gradient = jax.device_get(run(np.array([[-3.0, 1.0, 0.5], [-3.0, 1.0, 0.5]], dtype)))
     np.testing.assert_allclose(value, (-np.log(FLOOR) - np.log(0.75)) / 2, rtol=1e-6)
     np.testing.assert_array_equal(gradient[0], 0)
     # -1/2 log of 0.75: half of the -1 / (2 * 0.75) goes to the position, half comes from the other.
@@ -213,7 +216,7 @@ def test_a_softmax_far_off_still_gets_the_whole_gradient():
     def total(scores: jax.Array) -> jax.Array:
         return guided_alignment(softmax(scores), jnp.array([[0, 1]]))
 
-    value, gradient = jax.value_and_grad(total)(jnp.array([[-20.0, 20.0, -jnp.inf]]))
+    value, gradient = jax.jit(jax.value_and_grad(total))(np.array([[-20.0, 20.0, -np.inf]]))
     np.testing.assert_allclose(value, 40, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[-1, 1, 0]], atol=1e-6)
 
@@ -230,11 +233,11 @@ def test_gradients_equal_finite_differences(float64):
 
 @every_loss
 def test_narrow_weights_are_summed_in_float32(name):
-    narrow = jnp.asarray(draw(), jnp.bfloat16)
+    narrow = draw().astype(jnp.bfloat16)
     value, gradient = together(narrow)[name]
     assert value.dtype == jnp.float32
     assert gradient.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(value, together(narrow.astype(jnp.float32))[name][0])
+    np.testing.assert_array_equal(value, together(narrow.astype(np.float32))[name][0])
 
 
 def test_transformations():

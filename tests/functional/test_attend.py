@@ -12,6 +12,9 @@ from attention_zoo.functional.attend import attend, read
 B, T, S, D, V, H = 2, 3, 7, 5, 11, 13
 
 
+compiled = jax.jit(attend, static_argnames="implementation")
+
+
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng((seed, *shape)).normal(size=shape)
 
@@ -23,9 +26,9 @@ def test_read_by_hand():
 
 def test_attention_step_by_hand():
     # Scores ln 1, ln 2, ln 5 after the scale of 1/2; the third position is hidden from the second query.
-    queries, keys = jnp.array([[2.0, 0, 0, 0]] * 2), jnp.zeros((3, 4)).at[:, 0].set(jnp.log(jnp.array([1.0, 2.0, 5.0])))
-    values = jnp.array([[8.0, 0.0], [0.0, 8.0], [16.0, 24.0]])
-    context, alignment = attend(queries, keys, values, jnp.array([[True, True, True], [True, True, False]]))
+    queries, keys = np.array([[2.0, 0, 0, 0]] * 2), np.log([[1.0, 1, 1, 1], [2, 1, 1, 1], [5, 1, 1, 1]])
+    values = np.array([[8.0, 0.0], [0.0, 8.0], [16.0, 24.0]])
+    context, alignment = compiled(queries, keys, values, np.array([[True, True, True], [True, True, False]]))
     np.testing.assert_allclose(alignment.weights, [[0.125, 0.25, 0.625], [1 / 3, 2 / 3, 0]], rtol=1e-6)
     np.testing.assert_allclose(context, [[11, 17], [8 / 3, 16 / 3]], rtol=1e-6)
     assert alignment.log_prob is None and alignment.entropy is None
@@ -54,14 +57,12 @@ def test_the_alignment_is_exchangeable():
 
 
 def test_default_equals_jax_nn():
-    queries, keys, values = (
-        jnp.array(array) for array in (draw(B, T, H, D), draw(B, S, H, D), draw(B, S, H, D, seed=1))
-    )
+    queries, keys, values = map(np.float32, (draw(B, T, H, D), draw(B, S, H, D), draw(B, S, H, D, seed=1)))
     mask = np.random.default_rng(0).random((B, H, T, S)) < 0.5
     mask[..., 0] = True
-    expected = jax.nn.dot_product_attention(queries, keys, values, mask=mask)
-    heads_first = [jnp.swapaxes(array, 1, 2) for array in (queries, keys, values)]
-    np.testing.assert_allclose(jnp.swapaxes(attend(*heads_first, mask)[0], 1, 2), expected, atol=1e-6)
+    expected = jax.jit(jax.nn.dot_product_attention)(queries, keys, values, mask=mask)
+    heads_first = [np.swapaxes(array, 1, 2) for array in (queries, keys, values)]
+    np.testing.assert_allclose(np.swapaxes(compiled(*heads_first, mask)[0], 1, 2), expected, atol=1e-6)
 
 
 def compare(case: dict[str, np.ndarray], forward, names: tuple[str, str]) -> None:
@@ -141,16 +142,16 @@ def test_gradient_equals_finite_differences(float64):
 
 def test_keys_and_values_may_serve_all_heads():
     queries, keys, values = draw(B, H, T, D), draw(B, 1, S, D), draw(B, 1, S, V)
-    context, alignment = attend(queries, keys, values, masks.padding(jnp.array([4, 7]), S)[:, None])
+    context, alignment = compiled(queries, keys, values, np.arange(S) < np.array([4, 7])[:, None, None, None])
     assert alignment.weights.shape == (B, H, T, S)
-    single, _ = attend(queries[0, 2], keys[0, 0, :4], values[0, 0, :4])
-    np.testing.assert_allclose(context[0, 2], single, atol=1e-5)
+    single, _ = compiled(queries[0, 2], keys[0, 0, :4], values[0, 0, :4])
+    np.testing.assert_allclose(np.asarray(context)[0, 2], single, atol=1e-5)
 
 
 def test_the_fused_path_gives_the_same_context_and_no_weights():
-    queries, keys, values, mask = draw(B, T, D), draw(1, S, D), draw(B, S, V), jnp.arange(S) < 3
-    expected, alignment = attend(queries, keys, values, mask[None, None])
-    context, none = attend(queries, keys, values, mask[None, None], implementation="chunked")
+    queries, keys, values, mask = draw(B, T, D), draw(1, S, D), draw(B, S, V), np.arange(S) < 3
+    expected, alignment = compiled(queries, keys, values, mask[None, None])
+    context, none = compiled(queries, keys, values, mask[None, None], implementation="chunked")
     np.testing.assert_allclose(context, expected, rtol=1e-5, atol=1e-6)
     assert alignment is not None and none is None
 

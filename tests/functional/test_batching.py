@@ -1,5 +1,6 @@
 """A function that is vmapped by a larger batch: as if every example ran by itself."""
 
+from functools import partial
 from itertools import combinations
 
 import jax
@@ -12,6 +13,7 @@ from attention_zoo.functional.batching import fold
 SIZE, T, S, D = 3, 2, 5, 4
 NAMES = ("queries", "keys", "bias", "mask", "lengths")
 SMOOTH = NAMES[:3]
+fast = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 MAPPED = [*({name} for name in NAMES), set(NAMES), *map(set, combinations(("queries", "bias", "mask"), 2))]
 
 
@@ -34,8 +36,8 @@ def drawn(batch, shared_bias, shared_mask, mapped):
     shapes = {"queries": (batch, T, D), "keys": (batch, S, D), "bias": (bias, T, S), "mask": (mask, T, S)}
     shapes = {name: (SIZE, *shape) if m else shape for (name, shape), m in zip(shapes.items(), mapped, strict=False)}
     lengths = rng.integers(1, S + 1, (SIZE, batch) if mapped[4] else (batch,))
-    arrays = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
-    return arrays | {"mask": arrays["mask"] > -1, "lengths": jnp.asarray(lengths)}
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    return arrays | {"mask": arrays["mask"] > -1, "lengths": lengths}
 
 
 def apart(arrays):
@@ -70,16 +72,16 @@ def test_whatever_is_mapped_it_is_the_function_itself(batch, shared_bias, shared
         mapped = [name in names for name in NAMES]
         arrays = drawn(batch, shared_bias, shared_mask, mapped)
         axes = {name: 0 if m else None for name, m in zip(NAMES, mapped, strict=True)}
-        found, expected = (contexts_and_gradients(function, arrays, axes) for function in (folded, attend))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), found, expected)
+        run = fast(lambda arrays, axes=axes: [contexts_and_gradients(each, arrays, axes) for each in (folded, attend)])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), *run(arrays))
 
 
 @pytest.mark.usefixtures("precise")
 def test_vmap_in_vmap_in_a_checkpoint_in_a_scan_and_a_jacobian():
     arrays = drawn(2, True, True, (False,) * 5)
     others = {name: array for name, array in arrays.items() if name not in ("queries", "bias")}
-    queries = jnp.asarray(np.random.default_rng(0).normal(size=(SIZE, 2, 2, T, D)))
-    biases = jnp.asarray(np.random.default_rng(1).normal(size=(2, 1, T, S)))
+    queries = np.random.default_rng(0).normal(size=(SIZE, 2, 2, T, D))
+    biases = np.random.default_rng(1).normal(size=(2, 1, T, S))
 
     def deep(function, queries, biases):
         def thrice(queries, bias):
@@ -89,12 +91,12 @@ def test_vmap_in_vmap_in_a_checkpoint_in_a_scan_and_a_jacobian():
         return jnp.sum(jnp.sin(jax.vmap(jax.vmap(thrice), (0, None))(queries, biases)))
 
     found, expected = (
-        jax.jit(jax.grad(deep, argnums=(1, 2)), static_argnums=0)(function, queries, biases)
+        fast(jax.grad(deep, argnums=(1, 2)), static_argnums=0)(function, queries, biases)
         for function in (folded, attend)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), found, expected)
     found, expected = (
-        jax.jacrev(lambda queries, f=function: f(queries=queries, bias=biases[0], **others))(queries[0, 0])
+        fast(jax.jacrev(lambda queries, f=function: f(queries=queries, bias=biases[0], **others)))(queries[0, 0])
         for function in (folded, attend)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)

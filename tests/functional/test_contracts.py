@@ -80,6 +80,7 @@ def attention(score: str, align: str, inputs: Arrays, mask: np.ndarray) -> tuple
     return context, alignment.weights
 
 
+# What is compiled goes to NumPy where it is indexed: of jax's arrays, every index is a program of its own.
 @cache
 def compiled(score: str, align: str) -> Callable:
     return jax.jit(partial(attention, score, align))
@@ -124,8 +125,8 @@ assert_equal = partial(jax.tree.map, np.testing.assert_array_equal)
 @example(seed=0, mask=np.zeros((B, T, S), bool))
 def test_masks_and_empty_rows(score, align, seed, mask):
     inputs, cotangents = draw(score, seed)
-    context, weights = compiled(score, align)(inputs, mask)
-    gradients = compiled_gradient(score, align)(inputs, mask, cotangents)
+    context, weights = jax.device_get(compiled(score, align)(inputs, mask))
+    gradients = jax.device_get(compiled_gradient(score, align)(inputs, mask, cotangents))
     empty, unseen = ~mask.any(-1), ~mask.any(1)
     assert np.all(weights >= 0)
     assert_close(weights.sum(-1), ~empty)
@@ -147,7 +148,7 @@ def test_contents_of_padding_change_no_result_and_no_gradient(score, align, seed
     mask, padding = masks.padding(lengths, S), np.arange(S) >= lengths[:, None]
     dirty = dirtied(inputs, padding, garbage, ("keys", "values"))
     assert_equal(compiled(score, align)(dirty, mask), compiled(score, align)(inputs, mask))
-    gradients = compiled_gradient(score, align)(dirty, mask, cotangents)
+    gradients = jax.device_get(compiled_gradient(score, align)(dirty, mask, cotangents))
     assert_equal(gradients, compiled_gradient(score, align)(inputs, mask, cotangents))
     np.testing.assert_array_equal(gradients["keys"][padding], 0)
     np.testing.assert_array_equal(gradients["values"][padding], 0)
@@ -168,7 +169,7 @@ def test_padding_to_another_size_changes_no_result(score, align):
     inputs, _ = draw(score)
     short = inputs | {name: inputs[name][:, :5] for name in ("keys", "values")}
     context, weights = compiled(score, align)(short, np.ones((B, 1, 5), bool))
-    padded_context, padded_weights = compiled(score, align)(inputs, masks.padding(np.array([5, 5]), S))
+    padded_context, padded_weights = jax.device_get(compiled(score, align)(inputs, masks.padding(np.array([5, 5]), S)))
     assert_close(padded_context, context)
     assert_close(padded_weights[..., :5], weights)
     np.testing.assert_array_equal(padded_weights[..., 5:], 0)
@@ -202,7 +203,7 @@ def test_compiled_equals_eager(score, align, seed, mask):
 def test_the_order_of_the_source_does_not_matter(score, align, seed, mask, order):
     inputs, _ = draw(score, seed)
     shuffled = inputs | {name: inputs[name][:, order] for name in ("keys", "values")}
-    context, weights = compiled(score, align)(inputs, mask)
+    context, weights = jax.device_get(compiled(score, align)(inputs, mask))
     other_context, other_weights = compiled(score, align)(shuffled, mask[..., order])
     assert_close(other_context, context)
     assert_close(other_weights, weights[..., order])

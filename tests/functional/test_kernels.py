@@ -63,10 +63,8 @@ def test_kernels_are_asked_for_the_same(name, case, monkeypatch):
     dtype = jnp.bfloat16 if name == "cudnn" else jnp.float32
     arrays = [jnp.asarray(draw(B, heads, 8, 16, seed=heads), dtype) for heads in (H, G, G)]
     calls = recorded(monkeypatch, name)
-    found, expected = (
-        fast(partial(dot_product_attention, **KERNEL_CASES[case], implementation=path))(*arrays)
-        for path in (name, "plain")
-    )
+    attend = partial(dot_product_attention, **KERNEL_CASES[case])
+    found, expected = fast(lambda *arrays: [attend(*arrays, implementation=path) for path in (name, "plain")])(*arrays)
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if name == "cudnn" else {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(np.float32(found), np.float32(expected), **tolerance)
     assert calls[0]["implementation"] == ("cudnn" if name == "cudnn" else None)
@@ -84,11 +82,14 @@ def test_a_kernel_is_told_lengths_that_it_can_read_and_an_empty_source_is_zero(n
     calls = recorded(monkeypatch, name)
     monkeypatch.setattr(kernels, "fold", lambda function, shared: function)
     for lengths in (np.array([9, -1, 5]), np.array([100, 0, 5], np.int8)):
-        attend = partial(dot_product_attention, lengths=lengths, causal=True, implementation=name)
-        context, pull_back = jax.vjp(attend, *arrays)
-        told = calls.pop()["key_value_seq_lengths"]
+
+        def run(lengths, *arrays):
+            attend = partial(dot_product_attention, lengths=lengths, causal=True, implementation=name)
+            context, pull_back = jax.vjp(attend, *arrays)
+            return context, pull_back(jnp.ones_like(context)), calls.pop()["key_value_seq_lengths"]
+
+        context, gradients, told = jax.device_get(fast(run)(lengths, *arrays))
         assert told.dtype == jnp.int32 and told.tolist() == [8, 1, 5]
-        gradients = pull_back(jnp.ones_like(context))
         assert all((part[1] == 0).all() and (part[0] != 0).any() for part in (context, *gradients[1:]))
         assert (gradients[0][1] == 0).all()
         assert all((part[2, :, 5:] == 0).all() and (part[2, :, :5] != 0).any() for part in gradients[1:])
@@ -99,8 +100,12 @@ def test_cudnn_is_told_of_an_empty_source_as_of_queries_without_length(monkeypat
     arrays = [jnp.asarray(draw(B, heads, 8, 16, seed=heads), jnp.bfloat16) for heads in (H, G, G)]
     calls = recorded(monkeypatch, "cudnn")
     monkeypatch.setattr(kernels, "fold", lambda function, shared: function)
-    context = dot_product_attention(*arrays, lengths=jnp.array([5, 0]), implementation="cudnn")
-    assert calls[0]["query_seq_lengths"].tolist() == [8, 0]
+
+    def run(lengths, *arrays):
+        return dot_product_attention(*arrays, lengths=lengths, implementation="cudnn"), calls[0]["query_seq_lengths"]
+
+    context, told = jax.device_get(fast(run)(np.array([5, 0]), *arrays))
+    assert told.tolist() == [8, 0]
     assert (context[1] == 0).all() and (context[0] != 0).any()
 
 
@@ -118,10 +123,10 @@ def test_all_that_cudnn_is_told_of_each_example_goes_where_the_queries_go(monkey
     told = {}
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda query, **others: told.update(others) or query)
     monkeypatch.setattr(kernels, "fold", lambda function, shared: function)
-    queries, *others = (jnp.zeros((2, heads, 8, 16), jnp.bfloat16) for heads in (H, G, G))
+    queries, *others = (np.zeros((2, heads, 8, 16), jnp.bfloat16) for heads in (H, G, G))
     for names, options in (
-        (["key_value_seq_lengths", "query_seq_lengths"], {"lengths": jnp.array([5, 8])}),
-        (["mask", "bias"], {"mask": jnp.ones((2, 1, 1, 8), bool), "bias": jnp.zeros((2, 1, 8, 8), jnp.bfloat16)}),
+        (["key_value_seq_lengths", "query_seq_lengths"], {"lengths": np.array([5, 8])}),
+        (["mask", "bias"], {"mask": np.ones((2, 1, 1, 8), bool), "bias": np.zeros((2, 1, 8, 8), jnp.bfloat16)}),
     ):
         attend = partial(dot_product_attention, **options, implementation="cudnn")
         jax.vmap(lambda q, attend=attend: attend(q, *others))(queries[None])
@@ -129,8 +134,8 @@ def test_all_that_cudnn_is_told_of_each_example_goes_where_the_queries_go(monkey
 
 
 def test_lengths_are_mapped_with_their_queries(monkeypatch):
-    arrays = [jnp.float32(draw(3, 2, heads, 8, 16, seed=heads)) for heads in (H, G, G)]
-    lengths = jnp.array([[8, 0], [3, 5], [1, 7]])
+    arrays = [np.float32(draw(3, 2, heads, 8, 16, seed=heads)) for heads in (H, G, G)]
+    lengths = np.array([[8, 0], [3, 5], [1, 7]])
     recorded(monkeypatch, "tokamax")
     attend = lambda path: lambda q, k, v, n: dot_product_attention(q, k, v, lengths=n, implementation=path)  # noqa: E731
     expected = fast(attend("plain"))(*arrays, lengths)
@@ -157,28 +162,31 @@ def test_cudnn_is_called_once_for_all_that_is_mapped_and_the_mask_has_no_heads(m
 
 
 def test_tokamax_gets_the_soft_cap_and_may_be_absent(monkeypatch):
-    arrays = [jnp.float32(draw(B, heads, 8, 16)) for heads in (H, G, G)]
+    arrays = [np.float32(draw(B, heads, 8, 16)) for heads in (H, G, G)]
     monkeypatch.setitem(sys.modules, "tokamax", None)
     with pytest.raises(ValueError, match="implementation 'tokamax' wants the package tokamax; got "):
         dot_product_attention(*arrays, implementation="tokamax")
     calls = recorded(monkeypatch, "tokamax")
-    dot_product_attention(*arrays, soft_cap=3.0, implementation="tokamax")
+    jax.eval_shape(partial(dot_product_attention, soft_cap=3.0, implementation="tokamax"), *arrays)
     assert calls[0]["logits_soft_cap"] == 3
 
 
 def test_the_choice_is_what_runs(monkeypatch):
-    arrays = [jnp.ones((1, 8, 16), jnp.bfloat16)] * 3
+    def attend(**options):
+        """As far as the call of a kernel: the choice is made while tracing."""
+        jax.eval_shape(partial(dot_product_attention, **options), *[jnp.ones((1, 8, 16), jnp.bfloat16)] * 3)
+
     calls = recorded(monkeypatch, "cudnn")
-    dot_product_attention(*arrays)
+    attend()
     assert not calls
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    dot_product_attention(*arrays, soft_cap=2.0)
-    dot_product_attention(*arrays)  # a GPU that cuDNN's attention does not run on
+    attend(soft_cap=2.0)
+    attend()  # a GPU that cuDNN's attention does not run on
     assert not calls
     monkeypatch.setattr(dot_product, "modern_gpu", lambda: True)
-    dot_product_attention(*arrays, soft_cap=2.0)
+    attend(soft_cap=2.0)
     assert not calls
-    dot_product_attention(*arrays)
+    attend()
     assert calls
 
 

@@ -9,23 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention_zoo.functional.metrics import (
-    alignment_accuracy,
-    alignment_entropy,
-    alignment_error_rate,
-    edit_distance,
-    error_rate,
-    map_distance,
-    pointing_accuracy,
-    sequence_accuracy,
-    token_accuracy,
-)
+from attention_zoo.functional import metrics
 
 B, T, S = 3, 5, 7
 GRID, PICTURE = (1, S), (3, 14)  # cells of 3 x 2 pixels
 LENGTHS = np.array([5, 2, 0])
 MASK = np.arange(T) < LENGTHS[:, None]
 short = st.lists(st.integers(0, 3), max_size=7)
+METRICS = {
+    function.__name__: function
+    for function in (
+        metrics.token_accuracy,
+        metrics.sequence_accuracy,
+        metrics.edit_distance,
+        metrics.error_rate,
+        metrics.alignment_accuracy,
+        metrics.alignment_error_rate,
+        metrics.alignment_entropy,
+        metrics.map_distance,
+    )
+} | {"pointing_accuracy": lambda weights, boxes, mask: metrics.pointing_accuracy(weights, boxes, GRID, PICTURE, mask)}
+COMPILED = {name: jax.jit(metric) for name, metric in METRICS.items()}
+token_accuracy, sequence_accuracy = COMPILED["token_accuracy"], COMPILED["sequence_accuracy"]
+edit_distance, error_rate = COMPILED["edit_distance"], COMPILED["error_rate"]
+alignment_accuracy, alignment_entropy = COMPILED["alignment_accuracy"], COMPILED["alignment_entropy"]
+alignment_error_rate, map_distance = COMPILED["alignment_error_rate"], COMPILED["map_distance"]
+pointing_accuracy = jax.jit(metrics.pointing_accuracy, static_argnames=("grid", "picture", "margin"))
 
 
 def pad(sequence: list[int], size: int = 7, filler: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -33,10 +42,7 @@ def pad(sequence: list[int], size: int = 7, filler: int = 1) -> tuple[np.ndarray
 
 
 def distance(a: list[int], b: list[int], filler: int = 1) -> int:
-    return int(_distance(*pad(a, filler=filler), *pad(b, size=11, filler=filler)))
-
-
-_distance = jax.jit(edit_distance)
+    return int(edit_distance(*pad(a, filler=filler), *pad(b, size=11, filler=filler)))
 
 
 def plain_distance(a: list[int], b: list[int]) -> int:
@@ -135,8 +141,8 @@ def test_alignment_entropy_by_hand():
 
 
 def test_alignment_entropy_has_no_infinite_gradient_at_zero():
-    weights = jnp.array([[1.0, 0.0, 0.0], [0.5, 0.25, 0.25], [0.0, 0.0, 0.0]])
-    assert np.all(np.isfinite(jax.grad(alignment_entropy)(weights)))
+    weights = np.array([[1.0, 0.0, 0.0], [0.5, 0.25, 0.25], [0.0, 0.0, 0.0]])
+    assert np.all(np.isfinite(jax.jit(jax.grad(alignment_entropy))(weights)))
 
 
 def test_where_nothing_is_counted_the_result_is_zero():
@@ -187,7 +193,7 @@ def test_alignment_metrics_keep_their_bounds_and_do_not_feel_a_scale_or_padding(
     weights, spans = case["alignment_accuracy"][:2]
     assert 0 <= alignment_accuracy(weights, spans, MASK) <= 1
     # The boxes of one row of cells are spans.
-    pointed = METRICS["pointing_accuracy"](*case["pointing_accuracy"])
+    pointed = COMPILED["pointing_accuracy"](*case["pointing_accuracy"])
     np.testing.assert_allclose(pointed, alignment_accuracy(weights, spans, MASK))
     assert 0 <= map_distance(weights, MASK) <= 1 + 1e-6
     np.testing.assert_allclose(
@@ -223,26 +229,11 @@ def cases(seed: int = 0) -> dict[str, tuple[np.ndarray, ...]]:
     }
 
 
-METRICS = {
-    function.__name__: function
-    for function in (
-        token_accuracy,
-        sequence_accuracy,
-        edit_distance,
-        error_rate,
-        alignment_accuracy,
-        alignment_error_rate,
-        alignment_entropy,
-        map_distance,
-    )
-} | {"pointing_accuracy": lambda weights, boxes, mask: pointing_accuracy(weights, boxes, GRID, PICTURE, mask)}
-
-
 @pytest.mark.parametrize("name", METRICS)
 def test_vmap_is_one_example_after_the_other(name):
-    metric, arguments = METRICS[name], [jnp.asarray(argument) for argument in cases()[name]]
-    one_by_one = [metric(*(argument[example] for argument in arguments)) for example in range(B)]
-    np.testing.assert_allclose(jax.vmap(metric)(*arguments), one_by_one, rtol=1e-6)
+    metric, arguments = COMPILED[name], cases()[name]
+    one_by_one = [metric(*(np.asarray(argument[example]) for argument in arguments)) for example in range(B)]
+    np.testing.assert_allclose(jax.jit(jax.vmap(metric))(*arguments), one_by_one, rtol=1e-6)
     if name == "edit_distance":
         np.testing.assert_array_equal(metric(*arguments), one_by_one)
 
@@ -252,9 +243,9 @@ def test_more_leading_axes_and_jit_change_nothing(name):
     metric, arguments = METRICS[name], cases()[name]
     result = metric(*arguments)
     assert result.dtype == (jnp.int32 if name == "edit_distance" else jnp.float32)
-    np.testing.assert_allclose(jax.jit(metric)(*arguments), result, rtol=1e-6)
-    deeper = metric(*(argument[None, :, None] for argument in arguments))
-    np.testing.assert_allclose(jnp.squeeze(deeper), result, rtol=1e-6)
+    np.testing.assert_allclose(COMPILED[name](*arguments), result, rtol=1e-6)
+    deeper = COMPILED[name](*(argument[None, :, None] for argument in arguments))
+    np.testing.assert_allclose(np.squeeze(deeper), result, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", METRICS)

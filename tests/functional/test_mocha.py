@@ -12,8 +12,7 @@ from hypothesis.extra.numpy import arrays
 from jax.test_util import check_grads
 from jaxtyping import TypeCheckError
 
-from attention_zoo.functional import monotonic
-from attention_zoo.functional.alignment import softmax
+from attention_zoo.functional import alignment, monotonic
 from attention_zoo.functional.mocha import mocha
 
 NAN, INF = np.nan, np.inf
@@ -47,6 +46,7 @@ def formula(weights: np.ndarray, scores: np.ndarray, mask: np.ndarray, width: in
 
 
 compiled = jax.jit(mocha, static_argnums=3)
+softmax = jax.jit(alignment.softmax)
 
 
 @cache
@@ -63,15 +63,15 @@ def compiled_gradient():
 
 def test_by_hand():
     # exp(u) is 1, 2, 6, 3. Chunks of two: [1], [1 2], [2 6], [6 3]; the walk stops at the last three with 0, .8 and .2.
-    weights, scores = jnp.array([[0.0, 0.0, 0.8, 0.2]]), jnp.log(jnp.array([[1.0, 2.0, 6.0, 3.0]]))
+    weights, scores = np.array([[0.0, 0.0, 0.8, 0.2]]), np.log([[1.0, 2.0, 6.0, 3.0]])
     expected = [[0, 0.8 * 2 / 8, 0.8 * 6 / 8 + 0.2 * 6 / 9, 0.2 * 3 / 9]]
-    assert_close(mocha(weights, scores, None, 2), expected)
+    assert_close(compiled(weights, scores, None, 2), expected)
 
 
 def test_masked_positions_are_left_out_of_their_chunks_by_hand():
     # The chunk of three that ends at the last position holds it and the first of the three.
-    weights, scores = jnp.array([[0.0, 0.0, 0.0, 1.0]]), jnp.log(jnp.array([[9.0, 3.0, 50.0, 1.0]]))
-    assert_close(mocha(weights, scores, jnp.array([[True, True, False, True]]), 3), [[0, 3 / 4, 0, 1 / 4]])
+    weights, scores = np.array([[0.0, 0.0, 0.0, 1.0]]), np.log([[9.0, 3.0, 50.0, 1.0]])
+    assert_close(compiled(weights, scores, np.array([[True, True, False, True]]), 3), [[0, 3 / 4, 0, 1 / 4]])
 
 
 @pytest.mark.parametrize("width", [2, 4, S, S + 2])
@@ -96,8 +96,8 @@ def test_a_chunk_of_everything_is_softmax():
 
 def test_a_decision_gives_the_softmax_over_the_chunk_that_ends_there():
     scores, chunk_scores = np.float32(draw(B, T, S)) - 0.5, np.float32(draw(B, T, S, seed=1))
-    decided, _ = monotonic.hard(scores, None, jnp.eye(S)[jnp.zeros(B, int)])
-    found = compiled(decided, chunk_scores, np.ones((B, T, S), bool), WIDTH)
+    decided, _ = jax.device_get(jax.jit(monotonic.hard)(scores, None, np.float32(np.eye(S)[np.zeros(B, int)])))
+    found = np.asarray(compiled(decided, chunk_scores, np.ones((B, T, S), bool), WIDTH))
     index = np.arange(S)
     for b, t in np.ndindex(B, T):
         end = np.argmax(decided[b, t]) if np.any(decided[b, t]) else -1
@@ -109,7 +109,7 @@ def test_a_decision_gives_the_softmax_over_the_chunk_that_ends_there():
 def test_equal_scores_spread_a_walk_evenly():
     # The chunk of the first position is shorter, as there is nothing before it.
     weights = np.float32(draw_weights(np.ones((B, T, S))))
-    found = compiled(weights, np.full((B, T, S), 7.0, np.float32), np.ones((B, T, S), bool), 2)
+    found = np.asarray(compiled(weights, np.full((B, T, S), 7.0, np.float32), np.ones((B, T, S), bool), 2))
     after = np.concatenate([weights[..., 1:], np.zeros((B, T, 1))], axis=-1)
     assert_close(found[..., 1:], (weights / 2 + after / 2)[..., 1:])
     assert_close(found[..., 0], weights[..., 0] + weights[..., 1] / 2)
@@ -140,8 +140,13 @@ def test_huge_scores_and_empty_rows(dtype, scores, mask, seed):
 def test_long_sources():
     size, dtype = 4096, np.float32
     scores, weights = dtype(draw(2, size, scale=1e3)), np.full((2, size), 1 / size, dtype)
-    found, pull_back = jax.jit(partial(jax.vjp, lambda *both: mocha(*both, None, WIDTH)))(weights, scores)
-    gradients = pull_back(jnp.asarray(draw(2, size, seed=1), dtype))
+
+    @jax.jit
+    def run(weights, scores, cotangents):
+        found, pull_back = jax.vjp(lambda *both: mocha(*both, None, WIDTH), weights, scores)
+        return found, pull_back(cotangents)
+
+    found, gradients = jax.device_get(run(weights, scores, dtype(draw(2, size, seed=1))))
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-4)
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
@@ -150,7 +155,7 @@ def test_long_sources():
 def test_what_stands_in_masked_scores_matters_neither_forward_nor_backward(garbage):
     mask, clean, cotangents = draw_mask(), np.float32(draw(B, T, S)), np.float32(draw(B, T, S, seed=1))
     weights, dirty = np.float32(draw_weights(mask)), np.where(mask, clean, np.float32(garbage))
-    found = compiled_gradient()(weights, dirty, mask, cotangents)
+    found = jax.device_get(compiled_gradient()(weights, dirty, mask, cotangents))
     assert_equal(found, compiled_gradient()(weights, clean, mask, cotangents))
     np.testing.assert_array_equal(found[1][1][~mask], 0)
     assert np.any(found[1][1] != 0)
@@ -159,7 +164,7 @@ def test_what_stands_in_masked_scores_matters_neither_forward_nor_backward(garba
 def test_padding_changes_nothing():
     mask = np.broadcast_to(np.arange(S) < 4, (B, T, S))
     weights, scores = np.float32(draw_weights(mask)), np.float32(draw(B, T, S))
-    found = compiled(weights, scores, mask, WIDTH)
+    found = np.asarray(compiled(weights, scores, mask, WIDTH))
     assert_close(found[..., :4], compiled(weights[..., :4], scores[..., :4], None, WIDTH))
     np.testing.assert_array_equal(found[..., 4:], 0)
 
@@ -183,7 +188,7 @@ def test_vmap_eager_broadcast_masks_and_export():
     whole = np.broadcast_to(mask, (B, T, S))
     weights, scores = np.float32(draw_weights(whole)), np.float32(draw(B, T, S))
     found = compiled(weights, scores, whole, WIDTH)
-    assert_close(jax.vmap(partial(mocha, width=WIDTH))(weights, scores, whole), found)
+    assert_close(jax.jit(jax.vmap(partial(mocha, width=WIDTH)))(weights, scores, whole), found)
     assert_close(mocha(weights, scores, mask, WIDTH), found)
     gradient, arguments = compiled_gradient(), (weights, scores, whole, scores)
     jax.tree.map(assert_close, jax.export.export(gradient)(*arguments).call(*arguments), gradient(*arguments))
@@ -202,8 +207,8 @@ def test_the_dtype_of_the_scores_comes_back(dtype, float64):
 
 def test_computes_in_float32():
     mask = draw_mask()
-    weights, scores = (jnp.asarray(x, jnp.bfloat16) for x in (draw_weights(mask), draw(B, T, S)))
-    wide = compiled(weights.astype(jnp.float32), scores.astype(jnp.float32), mask, WIDTH)
+    weights, scores = (x.astype(jnp.bfloat16) for x in (draw_weights(mask), draw(B, T, S)))
+    wide = np.asarray(compiled(weights.astype(np.float32), scores.astype(np.float32), mask, WIDTH))
     np.testing.assert_array_equal(compiled(weights, scores, mask, WIDTH), wide.astype(jnp.bfloat16))
 
 

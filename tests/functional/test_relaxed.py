@@ -23,10 +23,14 @@ both = pytest.mark.parametrize("align", [gumbel_softmax, straight_through])
 
 
 @partial(jax.jit, static_argnums=0)
-def compute(align, scores, mask, cotangents, key=KEY, temperature=0.7):
-    """Weights and the gradient by the scores."""
+def compiled(align, scores, mask, cotangents, key, temperature):
     weights, pull_back = jax.vjp(lambda scores: align(scores, mask, key, temperature=temperature), scores)
     return weights, pull_back(cotangents)[0]
+
+
+def compute(align, scores, mask, cotangents, key=KEY, temperature=0.7):
+    """Weights and the gradient by the scores, as NumPy's arrays, of which an index is no program of its own."""
+    return jax.device_get(compiled(align, scores, mask, cotangents, key, temperature))
 
 
 def draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +56,7 @@ def test_gumbel_softmax_is_the_softmax_of_scores_with_gumbel_noise(float64):
     scores = np.random.default_rng(0).normal(size=(T, S))
     exponential = np.exp(-np.asarray(jax.random.gumbel(KEY, (T, S), np.float64)))
     expected = (np.exp(scores) / exponential) ** 2
-    found = gumbel_softmax(scores, None, KEY, temperature=0.5)
+    found = jax.jit(gumbel_softmax)(scores, None, KEY, temperature=0.5)
     np.testing.assert_allclose(found, expected / expected.sum(-1, keepdims=True), rtol=1e-10)
 
 
@@ -77,9 +81,9 @@ def test_keys_decide():
 
 
 def test_straight_through_by_hand():
-    scores = jnp.log(jnp.array([[1.0, 5.0, 2.0], [4.0, 1.0, 4.0], [9.0, 9.0, 9.0]]))
+    scores = np.log([[1.0, 5.0, 2.0], [4.0, 1.0, 4.0], [9.0, 9.0, 9.0]])
     mask = np.array([[True] * 3, [True] * 3, [False] * 3])
-    weights, gradient = compute(straight_through, scores, mask, jnp.array([[8.0, 0.0, 0.0]] * 3), None, 1.0)
+    weights, gradient = compute(straight_through, scores, mask, np.array([[8.0, 0.0, 0.0]] * 3), None, 1.0)
     np.testing.assert_array_equal(weights, [[0, 1, 0], [1, 0, 0], [0, 0, 0]])
     # Softmax (1/8, 5/8, 2/8) and (4/9, 1/9, 4/9): p_s ([s = 0] - p_0), eight times.
     np.testing.assert_allclose(gradient[0], np.array([7, -5, -2]) / 8, rtol=1e-6)
@@ -89,7 +93,7 @@ def test_straight_through_by_hand():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_straight_through_is_exactly_one_hot_with_the_gradient_of_the_relaxed_sample(dtype):
-    scores, cotangents = (jnp.asarray(array, dtype) for array in draw())
+    scores, cotangents = (array.astype(dtype) for array in draw())
     weights, gradient = compute(straight_through, scores, MASK, cotangents)
     relaxed, expected = compute(gumbel_softmax, scores, MASK, cotangents)
     assert weights.dtype == gradient.dtype == relaxed.dtype == dtype
@@ -101,7 +105,7 @@ def test_straight_through_is_exactly_one_hot_with_the_gradient_of_the_relaxed_sa
 def test_without_a_key_the_gradient_is_that_of_the_tempered_softmax():
     scores, cotangents = draw()
     _, gradient = compute(straight_through, scores, MASK, cotangents, None)
-    _, pull_back = jax.vjp(lambda scores: tempered(scores, MASK, temperature=0.7), scores)
+    _, pull_back = jax.vjp(jax.jit(lambda scores: tempered(scores, MASK, temperature=0.7)), scores)
     np.testing.assert_allclose(gradient, pull_back(cotangents)[0], rtol=1e-5, atol=1e-7)
 
 
@@ -152,9 +156,10 @@ def test_a_score_of_minus_infinity_hides_a_position(align):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_huge_scores_give_finite_weights_and_gradients(align, dtype):
     for seed in range(10):
-        scores, cotangents = (jnp.asarray(array, dtype) for array in draw(seed))
-        huge = jnp.where(np.random.default_rng(seed).random(scores.shape) < 0.5, jnp.sign(scores) * 1e4, scores)
-        weights, gradient = (np.asarray(array, np.float32) for array in compute(align, huge, MASK, cotangents))
+        scores, cotangents = draw(seed)
+        huge = np.where(np.random.default_rng(seed).random(scores.shape) < 0.5, np.sign(scores) * 1e4, scores)
+        found = compute(align, huge.astype(dtype), MASK, cotangents.astype(dtype))
+        weights, gradient = (np.asarray(array, np.float32) for array in found)
         assert np.all(np.isfinite(gradient)) and np.all(weights >= 0)
         np.testing.assert_allclose(weights.sum(-1), MASK.any(-1), atol=S * jnp.finfo(dtype).eps)
 
@@ -181,7 +186,7 @@ def test_inside_scan_vmap_and_checkpoint_and_exported(align):
         return jnp.moveaxis(scan(step, jnp.zeros(()), jnp.zeros(()), (*rows, keys))[1], 0, 1)
 
     weights, pull_back = jax.vjp(lambda scores: stepwise(scores, keys), scores)
-    (gradient,) = pull_back(cotangents)
+    weights, (gradient,) = jax.device_get((weights, pull_back(cotangents)))
     for b, t in np.ndindex(B, T):
         row = compute(align, scores[b, t][None], MASK[b, t][None], cotangents[b, t][None], keys[t, b], 1.0)
         np.testing.assert_allclose(weights[b, t], row[0][0], rtol=1e-5, atol=1e-6)
@@ -215,10 +220,10 @@ def sample(seed: int = 0) -> tuple[np.ndarray, ...]:
 
 def test_log_prob_and_entropy_by_hand():
     # Softmax (1/8, 5/8, 2/8), (4/9, 1/9, 4/9) and, of what is seen, (1/4, 3/4); a row that sees nothing.
-    scores = jnp.log(jnp.array([[1.0, 5.0, 2.0], [4.0, 1.0, 4.0], [1.0, 9.0, 3.0], [9.0, 9.0, 9.0]]))
+    scores = np.log(np.float32([[1, 5, 2], [4, 1, 4], [1, 9, 3], [9, 9, 9]]))
     mask = np.array([[True] * 3, [True] * 3, [True, False, True], [False] * 3])
     weights = np.float32([[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]])
-    log_prob, found, gradient = report(scores, mask, weights, np.float32([[8.0] * 4, [0.0] * 4]))
+    log_prob, found, gradient = jax.device_get(report(scores, mask, weights, np.float32([[8] * 4, [0] * 4])))
     np.testing.assert_allclose(log_prob, [np.log(5 / 8), np.log(4 / 9), np.log(3 / 4), 0], rtol=1e-6)
     expected = [entropy(row) for row in ([1, 5, 2], [4, 1, 4], [1, 3])]
     np.testing.assert_allclose(found, [*expected, 0], rtol=1e-6)
@@ -259,7 +264,7 @@ def test_the_straight_through_gradient_stays_out_of_the_log_prob():
 def test_what_stands_in_masked_scores_matters_not_to_log_prob_and_entropy(garbage):
     scores, weights, cotangents = sample()
     clean = report(scores, MASK, weights, cotangents)
-    dirty = report(np.where(MASK, scores, np.float32(garbage)), MASK, weights, cotangents)
+    dirty = jax.device_get(report(np.where(MASK, scores, np.float32(garbage)), MASK, weights, cotangents))
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
     np.testing.assert_array_equal(dirty[2][~MASK], 0)
     assert not np.any(dirty[0][:, 2]) and not np.any(dirty[1][:, 2]) and np.all(dirty[0][:, :2] < 0)
@@ -272,7 +277,7 @@ def test_huge_scores_give_finite_log_probs_and_entropies(dtype):
     for seed in range(5):
         scores, weights, cotangents = sample(seed)
         huge = np.where(np.random.default_rng(seed).random(scores.shape) < 0.5, np.sign(scores) * 1e4, scores)
-        log_prob, found, gradient = report(jnp.asarray(huge, dtype), MASK, jnp.asarray(weights, dtype), cotangents)
+        log_prob, found, gradient = report(huge.astype(dtype), MASK, weights.astype(dtype), cotangents)
         assert log_prob.dtype == found.dtype == jnp.float32 and gradient.dtype == dtype
         assert np.all(np.isfinite(log_prob)) and np.all(np.isfinite(np.asarray(gradient, np.float32)))
         assert np.all(log_prob <= 0) and np.all(found >= 0) and np.all(found <= np.log(S) + 1e-6)
@@ -280,7 +285,7 @@ def test_huge_scores_give_finite_log_probs_and_entropies(dtype):
 
 def test_log_prob_and_entropy_inside_scan_vmap_and_checkpoint_and_exported():
     scores, weights, cotangents = sample()
-    rows = tuple(jnp.moveaxis(array, 1, 0)[:, :, None] for array in (scores, jnp.asarray(MASK), weights))
+    rows = tuple(np.moveaxis(array, 1, 0)[:, :, None] for array in (scores, MASK, weights))
 
     @quick_jit
     def stepwise(rows):
@@ -289,7 +294,7 @@ def test_log_prob_and_entropy_inside_scan_vmap_and_checkpoint_and_exported():
 
     found, expected = jax.export.export(stepwise)(rows).call(rows), report(scores, MASK, weights, cotangents)[:2]
     for part, whole in zip(found, expected, strict=True):
-        np.testing.assert_allclose(jnp.moveaxis(part[..., 0], 0, 1), whole, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.moveaxis(np.asarray(part)[..., 0], 0, 1), whole, rtol=1e-5, atol=1e-6)
     broadcast = report(scores, MASK[0, 1:2], weights, cotangents)
     whole = report(scores, np.broadcast_to(MASK[0, 1:2], scores.shape), weights, cotangents)
     jax.tree.map(np.testing.assert_array_equal, broadcast, whole)
