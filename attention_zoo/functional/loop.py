@@ -131,12 +131,11 @@ def _recall(step: Step, direct: Any, constants: Any, carry: Any, x: Any, outputs
 
 def _back(step: Step, constants: Any, carry: Any, x: Any, outputs: list[jax.Array], d_carry: Any, d_y: Any) -> Any:
     """The gradient of a step by its constants, by its carry, and by its x and products, with what the products read."""
-    again = trace(partial(_recall, step), constants, constants, carry, x, outputs)
     (some, others), (carry, carry_rest), (x, x_rest) = map(partition, (constants, carry, x))
 
     def recalled(some: Any, carry: Any, x: Any, outputs: list[jax.Array]) -> Any:
         told = combine(some, others), constants, combine(carry, carry_rest), combine(x, x_rest), outputs
-        after, y, inputs = again.run(*told)
+        after, y, inputs = _recall(step, *told)
         return (partition(after)[0], partition(y)[0]), inputs
 
     _, pull_back, inputs = jax.vjp(recalled, some, carry, x, outputs, has_aux=True)
