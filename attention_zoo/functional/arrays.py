@@ -85,7 +85,11 @@ def apart(leaf: Array) -> jax.Array:
 
 
 def stays_apart() -> bool:
-    """Whether what is `apart` is so until XLA gives arrays their places: on a CPU, from jax 0.11 on."""
+    """Whether what is `apart` is so until XLA gives arrays their places: on a CPU, from jax 0.11 on.
+
+    Where it is not, XLA computes an array anew for each of its readers, also after the one that writes it has
+    overwritten what it is computed from: so it copies that first, whole and in every step.
+    """
     return jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 11)
 
 

@@ -82,27 +82,30 @@ def _forward(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> 
     after, y, outputs = forth.results
     back = trace(partial(_back, step), constants, carry, x, outputs, partition(after)[0], partition(y)[0])
     # Random keys and integers are small, and no zeros can stand for a key.
-    known = jax.tree.map(lambda leaf, read: read or not differentiable(leaf), back.arguments[:4], back.reads[:4])
+    known = jax.tree.map(lambda leaf, read: read or not differentiable(leaf), back.arguments, back.reads)
+    _, known_before, known_x, known_outputs, *_ = known
     read, structure = jax.tree.flatten(xs)
 
     def collected(before: Any, y: Any, outputs: Any) -> tuple[Any, Any]:
-        return partition((thinned(before, known[1]), y, thinned(outputs, known[3])))
+        return partition((thinned(before, known_before), y, thinned(outputs, known_outputs)))
 
     def body(before: Any, now: list[jax.Array]) -> Any:
         after, y, outputs = forth.run(constants, constants, before, jax.tree.unflatten(structure, now))
         return after, collected(before, y, outputs)
 
-    given = collected(carry, y, outputs)[0]
-    # Products may be written over what going back does not need, if each is computed before it is written.
-    done = [place for place, kept in enumerate(jax.tree.leaves(known[2])) if not kept and stays_apart()]
-    names, needs = jax.tree.leaves(forth.given[3]), jax.tree.leaves(thinned(forth.needs[2], known[3]))
-    over: list[list[int]] = [[]] * len(jax.tree.leaves(given[:2]))
-    over += [[place for place in done if names[place] in needed] for needed in needs]
-    after, arrays, rest = collect(body, carry, length, read, stacked(length, given), over, reverse=reverse)
-    befores, ys, outputs = combine(arrays, rest)
+    given, _ = collected(carry, y, outputs)
+    # Products may be written over what going back does not need.
+    (*_, names), (*_, needs) = forth.given, forth.needs
+    places = enumerate(zip(jax.tree.leaves(names), jax.tree.leaves(known_x), strict=True))
+    done = [(place, name) for place, (name, kept) in places if not kept and stays_apart()]
+    over: list[list[int]] = [[] for _ in jax.tree.leaves(given[:2])]
+    for needed in jax.tree.leaves(thinned(needs, known_outputs)):
+        over.append([place for place, name in done if name in needed])
+    final, arrays, rest = collect(body, carry, length, read, stacked(length, given), over, reverse=reverse)
+    befores, ys, products = combine(arrays, rest)
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     pull_back = partial(_backward, length, reverse, tuple(uses), forth.reads[0], back, precision)
-    return (after, ys), Partial(pull_back, constants, (befores, thinned(xs, known[2]), outputs))
+    return (final, ys), Partial(pull_back, constants, (befores, thinned(xs, known_x), products))
 
 
 def _taped(step: Step, uses: list[Use], direct: Any, constants: Any, carry: Any, x: Any) -> Any:
@@ -156,32 +159,34 @@ def _gradients(
     leaves, structure = jax.tree.flatten(constants)
     summed = [used and differentiable(leaf) for used, leaf in zip(jax.tree.leaves(read), leaves, strict=True)]
     summed_only = [keep for keep, leaf in zip(summed, leaves, strict=True) if differentiable(leaf)]
-    (d_carry, _), (d_ys, _) = map(partition, by)
-    likes, tell = jax.tree.flatten(back.arguments[1:4])
-    told, steps = _up_to(tell, kept), jax.tree.leaves(d_ys)  # None for what going back does not read
+    (d_after, _), (d_ys, _) = map(partition, by)
+    _, *likes, _, _ = back.arguments
+    _, *told_names, _, d_y_names = back.given
+    (*_, results), (*_, names), (*_, needs) = back.results, back.got, back.needs
+    (likes, tell), (results, gives), (steps, d_y_tree) = map(jax.tree.flatten, (likes, results, d_ys))
+    names, needs = map(jax.tree.leaves, (names, needs))
+    told = _up_to(tell, list(kept))  # None for what going back does not read
     # What is known before the loop, by name. Whatever else going back gives is collected, each array once.
-    named = zip(jax.tree.leaves((back.given[1:4], back.given[5])), (*told, *steps), strict=True)
+    named = zip(jax.tree.leaves((told_names, d_y_names)), (*told, *steps), strict=True)
     known = {name: array for name, array in named if array is not None}
-    results, gives = jax.tree.flatten(back.results[2])
-    names, needs = jax.tree.leaves(back.got[2]), jax.tree.leaves(back.needs[2])
     new = {name: place for place, name in enumerate(names) if name not in known}
 
     def body(loop: Any, now: list[jax.Array]) -> Any:
         (d_carry, sums), rest = loop, iter(now)
-        # Zeros that nothing depends on.
+        # Zeros that no result depends on.
         before = [
             jnp.zeros_like(like) if array is None else next(rest) for like, array in zip(likes, told, strict=True)
         ]
-        d_y = jax.tree.unflatten(jax.tree.structure(d_ys), rest)
-        d_some, d_carry, results = back.run(constants, *jax.tree.unflatten(tell, before), d_carry, d_y)
+        d_y = jax.tree.unflatten(d_y_tree, rest)
+        d_some, d_before, gradients = back.run(constants, *jax.tree.unflatten(tell, before), d_carry, d_y)
         shares = itertools.compress(jax.tree.leaves(d_some), summed_only)
-        found = jax.tree.leaves(results)
-        return (d_carry, list(map(jnp.add, sums, shares))), ([found[place] for place in new.values()], None)
+        found = jax.tree.leaves(gradients)
+        return (d_before, list(map(jnp.add, sums, shares))), ([found[place] for place in new.values()], None)
 
-    start = d_carry, [jnp.zeros_like(leaf) for leaf in itertools.compress(leaves, summed)]
+    start = d_after, [jnp.zeros_like(leaf) for leaf in itertools.compress(leaves, summed)]
     given = stacked(length, [results[place] for place in new.values()])
     done = [(place, name) for place, name in enumerate(known) if name not in names]
-    over = [[place for place, name in done if name in needs[new_place]] for new_place in new.values()]
+    over = [[place for place, name in done if name in needs[result]] for result in new.values()]
     (d_carry, sums), found, _ = collect(body, start, length, list(known.values()), given, over, reverse=not reverse)
     known |= dict(zip(new, found, strict=True))
     d_xs, d_outputs, inputs = jax.tree.unflatten(

@@ -62,7 +62,10 @@ def product(
         inputs: x_t.
         constant: W; where it is not one of the scan's own constants, this is the plain operation.
         join: turns the stacked steps [T, ...] of x, and of y, into one x and one y of the same operation.
-        plus: is added to y, whose shape and dtype it has. `scan` then keeps the sum alone.
+        plus: is added to y. `scan` then keeps the sum alone.
+
+    Raises:
+        ValueError: `plus` has not the shape and the dtype of y.
 
     Not inside a transformation that the step itself starts (`vmap`, `checkpoint`, `cond`) around a constant of the
     scan: what is collected there would leak out of it, and JAX raises UnexpectedTracerError.
@@ -82,7 +85,14 @@ def product(
 
 
 def _sum(outputs: jax.Array, plus: Array | None) -> jax.Array:
-    return outputs if plus is None else apart(outputs + plus)
+    if plus is None:
+        return outputs
+    if (plus.shape, plus.dtype) != (outputs.shape, outputs.dtype):
+        raise ValueError(
+            f"what is added to a product has its shape and dtype, {outputs.dtype}{list(outputs.shape)}; "
+            f"got {plus.dtype}{list(plus.shape)}"
+        )
+    return apart(outputs + plus)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -115,9 +125,14 @@ def project(inputs: Array, kernel: Array, bias: Array | None = None, *, plus: Ar
 
     On some CPUs a product that contracts several axes leaves XLA's fast path, and that is what the gradient of W
     does to inputs [B, T, I] (docs/DESIGN.md, what prototypes measured).
+
+    Raises:
+        ValueError: `plus` has not the shape and the dtype of the result.
     """
-    plus = None if plus is None else plus.reshape(-1, plus.shape[-1])
-    flat = product(jnp.matmul, inputs.reshape(-1, inputs.shape[-1]), kernel, join=_as_rows, plus=plus)
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    if plus is not None and plus.shape[:-1] == inputs.shape[:-1]:
+        plus = plus.reshape(-1, plus.shape[-1])
+    flat = product(jnp.matmul, rows, kernel, join=_as_rows, plus=plus)
     return (flat if bias is None else flat + bias[None]).reshape(*inputs.shape[:-1], kernel.shape[-1])
 
 

@@ -5,17 +5,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import Literal, jaxpr_as_fun
-
-SAME = ("reshape", "squeeze")  # their result has the numbers of their argument, in the same order
+from jax.extend.core import jaxpr_as_fun
 
 
 class Program(NamedTuple):
-    """A traced function.
+    """A traced function, and trees like its arguments or its results.
 
-    run: the function. arguments, results: what they look like. given, got: a name for each array of the arguments, and
-    of the results; those of one name hold the same numbers in the same order. needs: of each array of the results, the
-    names of the arguments that it depends on. reads: of each array of the arguments, whether a result depends on it.
+    run: the function.
+    arguments, results: what they look like.
+    given, got: a name for each array; those of one name hold the same numbers in the same order. Names are good for as
+        long as `run` is kept.
+    needs: the names of the arguments that each result depends on.
+    reads: whether any result depends on an argument, or anything that is done beside (a print).
     """
 
     run: Callable[..., Any]
@@ -37,15 +38,18 @@ def trace(function: Callable[..., Any], *arguments: Any) -> Program:
         return gives(flat(*jax.tree.leaves(arguments)))
 
     given = list(map(id, closed.jaxpr.invars))
-    names, needs = {name: name for name in given}, {name: frozenset([name]) for name in given}
+    names, needs, read = {name: name for name in given}, {name: frozenset([name]) for name in given}, set[int]()
     for equation in closed.eqns:
-        read = [id(variable) for variable in equation.invars if not isinstance(variable, Literal)]
-        needed = frozenset().union(*(needs.get(variable, ()) for variable in read))
-        for variable in map(id, equation.outvars):
-            needs[variable] = needed
-            names[variable] = names.get(read[0], read[0]) if equation.primitive.name in SAME else variable
+        needed = frozenset().union(*(needs.get(id(variable), ()) for variable in equation.invars))
+        needs |= {id(variable): needed for variable in equation.outvars}
+        if equation.effects:
+            read |= needed
+        if _keeps_order(equation):
+            (source,), (result,) = equation.invars, equation.outvars
+            names[id(result)] = names.get(id(source), id(source))
     got = list(map(id, closed.jaxpr.outvars))
     needed_by = [needs.get(variable, frozenset()) for variable in got]
+    read |= frozenset().union(*needed_by)
     return Program(
         run,
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments),
@@ -53,5 +57,11 @@ def trace(function: Callable[..., Any], *arguments: Any) -> Program:
         told(given),
         gives([names.get(variable, variable) for variable in got]),
         gives(needed_by),
-        told([name in frozenset().union(*needed_by) for name in given]),
+        told([name in read for name in given]),
     )
+
+
+def _keeps_order(equation: Any) -> bool:
+    """Whether its result is its argument in another shape, the numbers in the same order."""
+    name = equation.primitive.name
+    return name == "squeeze" or (name == "reshape" and equation.params["dimensions"] is None)

@@ -138,8 +138,9 @@ def advance(
         cell: `lstm_cell`, `gru_cell` or `gru_reset_before_cell`.
         projected: `W x + b`, [..., G].
         state: s', whose hidden state is h' [..., D].
-        kernel, bias: U and c.
+        kernel, bias: U and c, which an LSTM takes in the dtype of the projected input.
     """
+    _check_rows(projected, *state)
     if cell is not lstm_cell or isinstance(kernel, tuple) or projected.dtype != jnp.result_type(state.hidden, kernel):
         return cell(apart(projected), recurrent_product(projected, state.hidden, kernel, bias), state)
     if bias is not None:
@@ -265,6 +266,13 @@ def _check_weights(
     recurrent_bias: Float[Array, " G"] | None,
 ) -> None:
     """The shapes inside a NamedTuple, which its annotation does not check."""
+
+
+@checked
+def _check_rows(
+    projected: Float[Array, "*b G"], hidden: Float[Array, "*b D"], memory: Float[Array, "*b D"] | None = None
+) -> None:
+    """The rows of a step and of its state."""
 
 
 @checked

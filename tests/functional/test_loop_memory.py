@@ -87,16 +87,31 @@ def test_gradients_are_written_over_what_was_read_and_each_once():
     assert shapes(backward, backward.invars) == 1  # and their gradient over the gates
 
 
-def test_xla_copies_no_collected_array_in_a_step():
-    def gradient(constants, xs):
-        return jax.grad(lambda constants, xs: sum(leaf.sum() for leaf in scan(step, constants, START, xs)[1]), (0, 1))(
-            constants, xs
-        )
+def apart_step(kernel, carry, x):
+    """The gradient of what is added does not depend on the state, nor the product on it: arrays of one shape."""
+    curved, added = x
+    known = project(carry, kernel)
+    return jnp.tanh(known) + jnp.sin(curved) + added, known
 
-    program = jax.jit(gradient).lower(CONSTANTS, XS).compile().as_text()
-    bodies = re.findall(r"^%\S*region\S* .*?^}", program, re.MULTILINE | re.DOTALL)
-    assert len(bodies) >= 2
-    assert not [line for body in bodies for line in re.findall(rf"= \w+\[{T},{B},.*copy\(.*", body)]
+
+def loop_bodies(program: str) -> list[str]:
+    """The bodies of the loops of a compiled program."""
+    names = re.findall(r" while\(.*body=%([\w.-]+)", program)
+    return [re.search(rf"^%{re.escape(name)} .*?^}}", program, re.MULTILINE | re.DOTALL)[0] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("step", "constants", "start", "xs"),
+    [(step, CONSTANTS, START, XS), (apart_step, draw(D, D), draw(B, D), (draw(T, B, D), draw(T, B, D, seed=1)))],
+)
+def test_xla_copies_no_collected_array_in_a_step(step, constants, start, xs):
+    def total(constants, xs):
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(scan(step, constants, start, xs)))
+
+    program = jax.jit(jax.grad(total, (0, 1))).lower(constants, xs).compile().as_text()
+    forward, backward = loop_bodies(program)
+    for body in (forward, backward):
+        assert f"[{T},{B},{D}]" in body and not re.findall(rf"= \w+\[{T},{B},.*copy\(", body)
 
 
 def test_a_product_of_integers_alone_has_no_gradient():
@@ -112,3 +127,21 @@ def test_a_product_of_integers_alone_has_no_gradient():
 
     found, expected = (jax.grad(partial(total, loop), (0, 1))(kernel, xs) for loop in (scan, plain))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+
+
+def test_what_is_reordered_is_not_what_was_read():
+    def step(kernel, carry, x):
+        return jnp.tanh(project(jnp.ravel(x, order="F")[None], kernel)[0] + jnp.reshape(2.0, 1) * carry), carry
+
+    kernel, start, xs = draw(B * D, B * D), draw(B * D), draw(T, B, D)
+    found, expected = (
+        jax.jit(jax.grad(lambda k, loop=loop: loop(step, k, start, xs)[0].sum()))(kernel) for loop in (scan, plain)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("plus", [np.zeros((B, 1)), np.zeros(D), np.zeros((B, D), np.float16), np.zeros((1, B, D))])
+def test_what_is_added_to_a_product_has_its_shape_and_dtype(plus):
+    inputs, kernel = np.zeros((B, V), np.float32), np.zeros((V, D), np.float32)
+    with pytest.raises(ValueError, match=r"shape and dtype, float32\[2, 7\]; got float"):
+        jax.eval_shape(lambda plus: project(inputs, kernel, plus=plus), plus)

@@ -28,15 +28,31 @@ def test_what_no_result_depends_on_is_not_read():
     assert trace(function, ROWS, ROWS, ROWS, ROWS).reads == (True, False, True, False)
 
 
+def test_what_is_printed_is_read():
+    def function(used, printed):
+        jax.debug.print("{}", jnp.sin(printed))
+        return used
+
+    assert trace(function, ROWS, ROWS).reads == (True, True)
+
+
 def test_results_of_one_name_are_the_same_numbers():
     def function(x, y):
         total = x + y
-        return x.reshape(3, 2), total, total[None][0], total.reshape(6), total.T, x + y
+        return (
+            x.reshape(3, 2),
+            total,
+            total.reshape(6),
+            total.T,
+            jnp.ravel(total, order="F"),
+            x + y,
+            jnp.reshape(2.0, 1),
+        )
 
     program = trace(function, ROWS, ROWS)
-    (x, _), (reshaped, total, _, flat, transposed, again) = program.given, program.got
+    (x, _), (reshaped, total, flat, *others) = program.given, program.got
     assert reshaped == x and flat == total
-    assert len({x, total, transposed, again}) == 4  # in another order; computed twice
+    assert len({x, total, *others}) == 6  # in another order; computed twice; a number
 
 
 def test_results_need_what_they_are_computed_from():
