@@ -67,7 +67,7 @@ def collect(
     def body(loop: Any, inputs: Any) -> Any:
         (carry, arrays), (n, others) = loop, inputs
         rest = iter(others)
-        now = [apart(arrays[guests[place]][n]) if place in guests else next(rest) for place in range(len(read))]
+        now = [arrays[guests[place]][n] if place in guests else next(rest) for place in range(len(read))]
         carry, (results, rest) = step(carry, now)
         return (carry, written(arrays, n, jax.tree.leaves(results))), rest
 

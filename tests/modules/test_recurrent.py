@@ -262,3 +262,13 @@ def test_unknown_cell_is_refused():
 def test_lengths_of_another_batch_are_an_error_that_names_them():
     with pytest.raises(TypeCheckError, match="parameter 'lengths'"):
         RecurrentEncoder(D).init(jax.random.key(0), draw(B, S, I), np.array([1, 2]))
+
+
+@pytest.mark.parametrize("kind", STATES)
+@pytest.mark.parametrize(("projected", "state"), [((3, 2), (6,)), ((6,), (3, 2)), ((1,), (2,)), ((), (2,))])
+def test_a_step_of_other_rows_than_its_state_is_refused(kind, projected, state):
+    layer, gates = RecurrentLayer(D, kind), {"lstm": 4, "gru": 3}[kind]
+    variables = jax.eval_shape(layer.init, jax.random.key(0), draw(1, B, I))
+    before = STATES[kind](*[draw(*state, D)] * len(STATES[kind]._fields))
+    with pytest.raises(TypeCheckError, match="parameter 'hidden'"):
+        jax.eval_shape(lambda v: layer.apply(v, draw(*projected, gates * D), before, method="step"), variables)
