@@ -248,8 +248,10 @@ def test_the_k_best_are_biased_and_leave_the_others_without_gradient(float64):
         np.testing.assert_allclose(by_count[whole], exact, rtol=1e-12)
     two = lambda scores: latent.marginal(latent.log_softmax(scores, ALLOWED), likelihoods, 2).sum()  # noqa: E731
     gradient = np.asarray(jax.jit(jax.grad(two))(scores))
-    np.testing.assert_array_equal(np.sort(np.argsort(TABLE[1, 2])[-2:]), np.flatnonzero(gradient[2]))
-    assert np.all(np.isfinite(gradient))
+    # Of the others two halves cancel, but for the last bit where XLA computes them in another order.
+    moved = np.flatnonzero(np.abs(gradient[2]) > 1e-15)
+    np.testing.assert_array_equal(np.sort(np.argsort(TABLE[1, 2])[-2:]), moved)
+    assert np.all(np.isfinite(gradient)) and np.abs(gradient[2][moved]).min() > 1e-3
 
 
 def test_the_bound_by_brute_force_and_its_gradient(float64):
