@@ -20,6 +20,7 @@ from attention_zoo.models.mechanisms import ALIGNMENTS, SCORES
 from attention_zoo.modules import Aligner, Attention, Dot
 from attention_zoo.modules.past import Coverage, LocationSensitive
 from attention_zoo.training.step import KEYS
+from tests.quick import quick
 
 B, T, S, D = 50, 3, 7, 6  # examples at once, queries, source, width
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -74,8 +75,7 @@ def check(attention: Attention, dtype: Any, deterministic: bool) -> Callable[...
         return ~(jnp.stack(finite).all() & whole & ((weights == 0) | mask[None]).all())
 
     inputs = (None, 0, 0, 0, 0)
-    quick = {"xla_backend_optimization_level": 0}
-    return jax.jit(jax.vmap(one, in_axes=inputs), compiler_options=quick)
+    return quick(jax.vmap(one, in_axes=inputs))
 
 
 def initial(attentions: list[Attention], seed: int) -> list[Any]:

@@ -41,7 +41,8 @@ def scan(step: Step, constants: Any, carry: Any, xs: Any, *, reverse: bool = Fal
     """`lax.scan` of `step(constants, carry, x) -> (carry, y)`, equal in value and gradient.
 
     Gradients of constants used through `product` are formed after the loop; other uses are differentiated as
-    always. Its gradient computes each step once more, but for the products. Reverse mode only (`jax.grad`,
+    always. Its gradient computes each step once more, but for the products, and with zeros in place of what no result
+    of that depends on. Reverse mode only (`jax.grad`,
     `jax.vjp`), as with any `jax.custom_vjp`; in `jax.shard_map` with `check_vma=False`.
 
     Args:
@@ -202,4 +203,5 @@ def _gradients(
 
 
 def _up_to(structure: Any, tree: Any) -> list[Any]:
+    """The parts of a tree where another has its leaves: of JAX's type of structures, this method is not declared."""
     return list(structure.flatten_up_to(tree))

@@ -1,5 +1,4 @@
 import json
-from functools import partial
 from itertools import pairwise
 
 import grain
@@ -16,6 +15,7 @@ from attention_zoo.data.packing import Packed, first_fit, packed
 from attention_zoo.data.vocabulary import END, Characters
 from attention_zoo.functional.attend import attend
 from attention_zoo.functional.masks import segments
+from tests.quick import quick
 
 SIDES = ("source", "target")
 
@@ -252,7 +252,7 @@ def test_segments_isolate():
     numbers = next(iter(small(batch_size=1).train(0)))["source_segments"]
     values = np.random.default_rng(0).normal(size=(1, 31, 5)).astype(np.float32)
 
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @quick
     def read(values, numbers, chosen):
         """Every sequence's contexts, and the gradient of the chosen ones' sum."""
 

@@ -11,13 +11,13 @@ from jaxtyping import TypeCheckError
 from attention_zoo.functional import masks, scores
 from attention_zoo.functional.additive_attention import _powers, _sum_of_slopes, _tanh_of_sum, additive_attention
 from attention_zoo.functional.attend import attend
+from tests.quick import quick
 
 B, T, S, D, V = 2, 7, 5, 11, 3
 PADDING = np.asarray(masks.padding(jnp.array([3, 0]), S))
 ROWS = np.random.default_rng(0).random((B, T, S)) < 0.6
 ROWS[0, 2] = ROWS[1, 6] = False
 ROWS[:, :, 4] = False
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def draw(seed: int = 0, lead: tuple[int, ...] = (B,), dtype: type = np.float32) -> list[np.ndarray]:
@@ -36,7 +36,7 @@ def with_gradients(function):
         context, pull_back = jax.vjp(lambda *arguments: function(*arguments, mask), *arguments)
         return context, pull_back(cotangents)
 
-    return compiled(run)
+    return quick(run)
 
 
 chunk_of_3, reference = with_gradients(partial(additive_attention, chunk=3)), with_gradients(plain)
@@ -47,7 +47,7 @@ def test_by_hand():
     # tanh(ln 2) = 3/5, and v = ln(3) * 5/3: scores ln 3 and -ln 3, so weights 9/10 and 1/10; then the first key alone.
     keys, values = jnp.array([[np.log(2)], [-np.log(2)]]), jnp.array([[10.0], [-30.0]])
     mask = jnp.array([[True, True], [True, False], [False, False]])
-    found = compiled(additive_attention)(jnp.zeros((3, 1)), keys, values, jnp.array([np.log(3) * 5 / 3]), mask)
+    found = quick(additive_attention)(jnp.zeros((3, 1)), keys, values, jnp.array([np.log(3) * 5 / 3]), mask)
     np.testing.assert_allclose(found, [[6], [10], [0]], rtol=1e-6)
 
 
@@ -65,7 +65,7 @@ def test_equals_joeynmt(golden, float64):
     queries = case["queries"] @ case["weights/query_layer.weight"].T
     keys = case["values"] @ case["weights/key_layer.weight"].T
     energy = case["weights/energy_layer.weight"][0]
-    found = compiled(additive_attention)(queries, keys, case["values"], energy, case["mask"][:, None])
+    found = quick(additive_attention)(queries, keys, case["values"], energy, case["mask"][:, None])
     np.testing.assert_allclose(found, case["context"], rtol=1e-10, atol=1e-10)
 
 
@@ -84,7 +84,7 @@ def test_gradient_equals_finite_differences_with_dropout(float64):
 def test_the_quick_tanh_is_one_to_float32_rounding():
     x = np.float32(np.concatenate([-np.geomspace(1e-6, 42.9, 401)[::-1], np.geomspace(1e-6, 42.9, 401)])[:, None])
     exact = np.tanh(np.add.outer(np.asarray(x, np.float64)[:, 0], np.asarray(x, np.float64)[:, 0]))
-    found = compiled(_tanh_of_sum)(x, x, _powers(x), np.array(True))[..., 0]
+    found = quick(_tanh_of_sum)(x, x, _powers(x), np.array(True))[..., 0]
     assert np.abs(found - exact).max() < 2**-22  # four units of the last place of one
 
 
@@ -93,7 +93,7 @@ def test_sums_of_slopes_at_sizes_below_and_above_the_terms_of_one_loop(steps, so
     weights, hidden = [np.random.default_rng(0).random(s) for s in ((steps, source), (steps, source, D))]
     terms = weights[..., None] * (1 - hidden**2)
     for axis in (0, 1):
-        found = compiled(partial(_sum_of_slopes, axis=axis))(weights, hidden)
+        found = quick(partial(_sum_of_slopes, axis=axis))(weights, hidden)
         np.testing.assert_allclose(found, terms.sum(axis), rtol=1e-12)
 
 
@@ -148,7 +148,7 @@ def test_bfloat16_stays_near_float64_in_long_sources():
     q, k, v, energy = (np.asarray(array, np.float64) for array in arrays)
     weights = np.exp(np.tanh(q[:, None] + k[None]) @ energy)
     expected = weights / weights.sum(-1, keepdims=True) @ v
-    found = np.asarray(compiled(additive_attention)(*arrays), np.float64)
+    found = np.asarray(quick(additive_attention)(*arrays), np.float64)
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert error < 3e-3
 
@@ -175,7 +175,7 @@ def test_dropout_drops_each_weight_on_its_own():
     values = np.broadcast_to(np.eye(source, dtype=np.float32), (examples, source, source))
     arguments = [np.zeros(shape, np.float32) for shape in ((examples, rows, 2), (examples, source, 2), (2,))]
     arguments.insert(2, values)
-    run = compiled(lambda key: source * additive_attention(*arguments, dropout=0.25, key=key, chunk=5))
+    run = quick(lambda key: source * additive_attention(*arguments, dropout=0.25, key=key, chunk=5))
     keys = [jax.random.key(seed, impl="unsafe_rbg") for seed in range(2)]
     found = np.asarray(run(keys[0]))
     kept = found > 0
@@ -193,7 +193,7 @@ def test_memory_does_not_grow_with_queries_times_source():
         shapes = ((B, steps, width), (B, source, width), (B, source, width), (width,))
         arguments = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
         loss = lambda *arguments: jnp.sum(additive_attention(*arguments, chunk=3) ** 2)  # noqa: E731
-        lowered = compiled(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*arguments)
+        lowered = quick(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*arguments)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     few, many = temporaries(512), temporaries(2048)

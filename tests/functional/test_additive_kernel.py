@@ -11,6 +11,7 @@ import pytest
 from attention_zoo.functional import additive_attention as door
 from attention_zoo.functional import additive_kernel, attend, scores
 from attention_zoo.functional.additive_kernel import MODERATE, Block, Plan, additive_scores
+from tests.quick import quick
 
 B, T, S, D, V = 2, 7, 5, 11, 3
 ROWS = np.random.default_rng(0).random((B, T, S)) < 0.6
@@ -22,7 +23,6 @@ SMALL = Plan(Block(4, 2, 2, 4), Block(2, 8, 2, 4), programs=37, interpret=True)
 LARGE = Plan(programs=1, interpret=True)
 LOW = Plan(Block(32, 4, 2, 4), Block(16, 4, 2, 4), programs=2, interpret=True)  # blocks with less rows than wanted
 PLANS = {"many blocks": SMALL, "one block": LARGE, "low blocks": LOW}
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def with_gradients(function):
         context, pull_back = jax.vjp(lambda *arguments: function(*arguments, mask), *arguments)
         return context, pull_back(cotangents)
 
-    return compiled(run)
+    return quick(run)
 
 
 by_kernel = with_gradients(partial(door.additive_attention, implementation="pallas"))
@@ -65,7 +65,7 @@ def scores_with_gradients(function):
         found, pull_back = jax.vjp(function, *arguments)
         return found, *pull_back(cotangents)
 
-    return compiled(run)
+    return quick(run)
 
 
 RUNS = {name: scores_with_gradients(partial(additive_scores, p)) for name, p in PLANS.items()}
@@ -137,7 +137,7 @@ def test_vmap_and_leading_axes_equal_the_batch():
         nested = jax.vmap(twice)(*(array[None] for array in (*examples, mask)))[0]
         return nested, one(*(array[None] for array in examples), mask=mask)[0]
 
-    for found in compiled(run)(arguments[:3], ROWS):
+    for found in quick(run)(arguments[:3], ROWS):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -161,7 +161,7 @@ def test_dropout_drops_weights_and_their_mean_stays():
     )
     key = jax.random.key(3, impl="unsafe_rbg")
     dropping = partial(door.additive_attention, dropout=0.25, key=key, implementation="pallas")
-    found = source * compiled(dropping)(*arguments)
+    found = source * quick(dropping)(*arguments)
     kept = found > 0
     np.testing.assert_allclose(found[kept], 4 / 3, rtol=1e-5)
     assert abs(kept.mean() - 0.75) < 4 * np.sqrt(0.75 * 0.25 / kept.size)

@@ -1,6 +1,5 @@
 """A function that is vmapped by a larger batch: as if every example ran by itself."""
 
-from functools import partial
 from itertools import combinations
 
 import jax
@@ -9,11 +8,11 @@ import numpy as np
 import pytest
 
 from attention_zoo.functional.batching import fold
+from tests.quick import quick
 
 SIZE, T, S, D = 3, 2, 5, 4
 NAMES = ("queries", "keys", "bias", "mask", "lengths")
 SMOOTH = NAMES[:3]
-fast = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 MAPPED = [*({name} for name in NAMES), set(NAMES), *map(set, combinations(("queries", "bias", "mask"), 2))]
 
 
@@ -72,7 +71,7 @@ def test_whatever_is_mapped_it_is_the_function_itself(batch, shared_bias, shared
         mapped = [name in names for name in NAMES]
         arrays = drawn(batch, shared_bias, shared_mask, mapped)
         axes = {name: 0 if m else None for name, m in zip(NAMES, mapped, strict=True)}
-        run = fast(lambda arrays, axes=axes: [contexts_and_gradients(each, arrays, axes) for each in (folded, attend)])
+        run = quick(lambda arrays, axes=axes: [contexts_and_gradients(each, arrays, axes) for each in (folded, attend)])
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), *run(arrays))
 
 
@@ -91,12 +90,12 @@ def test_vmap_in_vmap_in_a_checkpoint_in_a_scan_and_a_jacobian():
         return jnp.sum(jnp.sin(jax.vmap(jax.vmap(thrice), (0, None))(queries, biases)))
 
     found, expected = (
-        fast(jax.grad(deep, argnums=(1, 2)), static_argnums=0)(function, queries, biases)
+        quick(jax.grad(deep, argnums=(1, 2)), static_argnums=0)(function, queries, biases)
         for function in (folded, attend)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), found, expected)
     found, expected = (
-        fast(jax.jacrev(lambda queries, f=function: f(queries=queries, bias=biases[0], **others)))(queries[0, 0])
+        quick(jax.jacrev(lambda queries, f=function: f(queries=queries, bias=biases[0], **others)))(queries[0, 0])
         for function in (folded, attend)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)

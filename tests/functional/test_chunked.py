@@ -13,10 +13,10 @@ from hypothesis.extra.numpy import arrays
 
 from attention_zoo.functional import blocks, chunked
 from attention_zoo.functional.dot_product import dot_product_attention
+from tests.quick import quick
 
 B, H, G, T, S, D, V = 2, 6, 3, 13, 17, 5, 7
 CHUNK = 4  # three rows of padding
-fast = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
@@ -65,7 +65,7 @@ def value_and_gradients(arguments: dict, implementation: str, chunk: int | None 
         context, pull_back = jax.vjp(attention, *inputs)
         return context, *pull_back(cotangent)
 
-    return fast(run)(COTANGENT, *INPUTS, bias)
+    return quick(run)(COTANGENT, *INPUTS, bias)
 
 
 whole = cache(lambda case: value_and_gradients(CASES[case], "plain"))
@@ -102,9 +102,9 @@ def test_a_bias_function_is_its_array_and_its_arrays_get_gradients(offset, float
     for how in (("plain", True), ("plain", False), ("chunked", False)):
         run = jax.value_and_grad(partial(attention, *how), (0, 1))
         if offset == "traced":
-            results.append(fast(run)(slopes, table, jnp.array(2)))
+            results.append(quick(run)(slopes, table, jnp.array(2)))
         else:
-            results.append(fast(lambda *start, run=run: run(*start, 2))(slopes, table))
+            results.append(quick(lambda *start, run=run: run(*start, 2))(slopes, table))
     for other in results[1:]:
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10), other, results[0])
     slopes, table = results[0][1]
@@ -122,7 +122,7 @@ def test_gradient_equals_finite_differences(float64, monkeypatch):
         return jnp.vdot(context, COTANGENT)
 
     inputs = (*INPUTS, BIAS)
-    value, gradients = fast(loss), fast(jax.grad(loss))(inputs)
+    value, gradients = quick(loss), quick(jax.grad(loss))(inputs)
     for number, gradient in enumerate(gradients):
         step = 1e-5 * draw(*gradient.shape, seed=2)
         ends = [(*inputs[:number], inputs[number] + way * step, *inputs[number + 1 :]) for way in (1, -1)]
@@ -136,7 +136,7 @@ def compiled(vmapped: bool) -> Callable:
         context, pull_back = jax.vjp(lambda *inputs: attention(*inputs, mask), queries, keys, values)
         return context, *pull_back(cotangent)
 
-    return fast(jax.vmap(run) if vmapped else run)
+    return quick(jax.vmap(run) if vmapped else run)
 
 
 SINGLE = [np.float32(array) for array in (*INPUTS, COTANGENT)]
@@ -185,10 +185,10 @@ def test_what_sees_nothing_or_is_seen_by_nobody_may_hold_anything(implementation
             context, pull_back = jax.vjp(attention, queries, keys, values)
             return context, *pull_back(SINGLE[3])
 
-        clean = fast(run)(*SINGLE[:3])
+        clean = quick(run)(*SINGLE[:3])
         queries, keys, values = (array.copy() for array in SINGLE[:3])
         queries[:, :, empty], keys[unseen], values[unseen] = np.nan, np.inf, np.nan
-        jax.tree.map(np.testing.assert_array_equal, fast(run)(queries, keys, values), clean)
+        jax.tree.map(np.testing.assert_array_equal, quick(run)(queries, keys, values), clean)
 
 
 @pytest.mark.parametrize("implementation", ["plain", "chunked"])
@@ -202,10 +202,10 @@ def test_one_key_that_nobody_sees(implementation):
         return context, *pull_back(cotangent)
 
     queries, keys, values, cotangent = SINGLE
-    one = fast(partial(run, lengths=jnp.array([0, 1])))(queries, keys[:, :, :1], values[:, :, :1], cotangent)
+    one = quick(partial(run, lengths=jnp.array([0, 1])))(queries, keys[:, :, :1], values[:, :, :1], cotangent)
     assert all(np.all(np.asarray(array[0]) == 0) and np.all(np.isfinite(array)) for array in one)
     np.testing.assert_allclose(one[0][1], np.broadcast_to(np.repeat(values[1, :, :1], H // G, 0), (H, T, V)), rtol=1e-6)
-    late = fast(partial(run, causal=True, offset=-4))(queries, keys, values, cotangent)  # the first chunk sees nothing
+    late = quick(partial(run, causal=True, offset=-4))(queries, keys, values, cotangent)  # the first chunk sees nothing
     assert all(np.all(np.isfinite(array)) for array in late)
     np.testing.assert_array_equal(late[0][:, :, :4], 0)
 
@@ -215,9 +215,9 @@ def test_one_key_that_nobody_sees(implementation):
 def test_nothing_of_an_axis(examples, rows, columns, implementation):
     shapes = ((examples, H, rows, D), (examples, G, columns, D), (examples, G, columns, V))
     attention = partial(dot_product_attention, causal=True, implementation=implementation)
-    context, pull_back = fast(partial(jax.vjp, attention))(*(np.ones(shape, np.float32) for shape in shapes))
+    context, pull_back = quick(partial(jax.vjp, attention))(*(np.ones(shape, np.float32) for shape in shapes))
     assert context.shape == (examples, H, rows, V) and not np.any(context)
-    assert [gradient.shape for gradient in fast(lambda: pull_back(context))()] == list(shapes)
+    assert [gradient.shape for gradient in quick(lambda: pull_back(context))()] == list(shapes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -232,9 +232,9 @@ def test_scores_of_ten_thousand_are_finite(dtype):
 def test_compiled_equals_eager_in_scan_checkpoint_and_export(monkeypatch):
     monkeypatch.setattr(blocks, "_LOOPS", 2)
     attention = partial(dot_product_attention, causal=True, implementation="chunked", chunk=CHUNK)
-    expected = np.asarray(fast(attention)(*SINGLE[:3]))
+    expected = np.asarray(quick(attention)(*SINGLE[:3]))
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    exported = jax.export.export(fast(attention))(*SINGLE[:3])
+    exported = jax.export.export(quick(attention))(*SINGLE[:3])
     close(exported.call(*SINGLE[:3]), expected)
     few = [array[:1, :, :5] for array in SINGLE[:3]]  # queries and keys 0-4 see nothing of the others
     close(attention(*few), expected[:1, :, :5])
@@ -245,8 +245,8 @@ def test_compiled_equals_eager_in_scan_checkpoint_and_export(monkeypatch):
     def run(inputs):
         return jnp.sum(jax.lax.scan(step, None, [array[None] for array in inputs])[1][0] * SINGLE[3])
 
-    gradients = fast(jax.grad(run))(SINGLE[:3])
-    direct = fast(jax.grad(lambda inputs: jnp.sum(attention(*inputs) * SINGLE[3])))(SINGLE[:3])
+    gradients = quick(jax.grad(run))(SINGLE[:3])
+    direct = quick(jax.grad(lambda inputs: jnp.sum(attention(*inputs) * SINGLE[3])))(SINGLE[:3])
     jax.tree.map(close, gradients, direct)
 
 
@@ -254,7 +254,7 @@ def compiled_gradient(size: int, **arguments):
     arrays = [jax.ShapeDtypeStruct((1, 2, size, 8), jnp.float32)] * 3
     run = partial(dot_product_attention, implementation="chunked", chunk=16, **arguments)
     loss = jax.grad(lambda *inputs: jnp.sum(run(*inputs) ** 2), (0, 1, 2))
-    return fast(loss).lower(*arrays).compile()
+    return quick(loss).lower(*arrays).compile()
 
 
 @pytest.mark.parametrize("arguments", [{}, {"causal": True}, {"window": (9, 7), "offset": 5}])

@@ -9,11 +9,11 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from attention_zoo.functional.dot_product import attention_rows, choose, dot_product_attention
+from tests.quick import quick
 
 B, H, G, T, S, D, V = 2, 6, 3, 5, 7, 11, 13
 OURS = ("plain", "chunked")
 both = pytest.mark.parametrize("implementation", OURS)
-fast = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_by_hand(implementation):
     keys = np.float32(np.log([[[1, 1, 1, 1], [2, 1, 1, 1], [5, 1, 1, 1]]]))
     values = np.float32([[[8, 0], [0, 8], [16, 24]]])
     mask = np.array([[True, True, True], [True, True, False], [False] * 3])
-    found = fast(partial(dot_product_attention, implementation=implementation))(queries, keys, values, mask)
+    found = quick(partial(dot_product_attention, implementation=implementation))(queries, keys, values, mask)
     np.testing.assert_allclose(found[0], [[11, 17], [8 / 3, 16 / 3], [0, 0]], rtol=1e-6)
 
 
@@ -84,7 +84,7 @@ def test_equals_torch(name, implementation, golden, float64):
         context, pull_back = jax.vjp(attention, arrays)
         return context, pull_back(cotangent)[0]
 
-    context, gradients = fast(run)({key: case[key] for key in differentiated}, case["cotangent"])
+    context, gradients = quick(run)({key: case[key] for key in differentiated}, case["cotangent"])
     np.testing.assert_allclose(context, case["context"], rtol=1e-10, atol=1e-12)
     for key, gradient in gradients.items():
         np.testing.assert_allclose(gradient, case[f"gradients/{key}"], rtol=1e-10, atol=1e-12, err_msg=key)
@@ -97,7 +97,7 @@ def test_equals_torch(name, implementation, golden, float64):
 def test_every_argument_counts_as_in_a_loop_over_rows(implementation, left_out, float64):
     arguments = {name: value for name, value in EVERYTHING.items() if name != left_out}
     context, _ = loop(QUERIES, KEYS, VALUES, **arguments)
-    found = fast(partial(dot_product_attention, **arguments, implementation=implementation))(QUERIES, KEYS, VALUES)
+    found = quick(partial(dot_product_attention, **arguments, implementation=implementation))(QUERIES, KEYS, VALUES)
     np.testing.assert_allclose(found, context, atol=1e-12)
     if left_out is not None:
         with_all, _ = loop(QUERIES, KEYS, VALUES, **EVERYTHING)
@@ -109,7 +109,7 @@ def test_rows_are_the_weights_of_the_whole(float64):
     heads, rows = np.array([5, 1]), np.array([3, 0, 2])
     arguments = EVERYTHING | {"bias": lambda q, k: jnp.asarray(EVERYTHING["bias"])[:, q - 1][..., k]}
     for given in (EVERYTHING, arguments):
-        found = fast(partial(attention_rows, **given))(QUERIES, KEYS, heads=heads, rows=rows)
+        found = quick(partial(attention_rows, **given))(QUERIES, KEYS, heads=heads, rows=rows)
         np.testing.assert_allclose(found, weights[:, heads][:, :, rows], atol=1e-12)
     with pytest.raises(ValueError, match=r"attention_rows: rows are numbers from 0 to 4; got \[5\]"):
         attention_rows(QUERIES, KEYS, heads=heads, rows=np.array([5]))
@@ -117,7 +117,7 @@ def test_rows_are_the_weights_of_the_whole(float64):
 
 def test_rows_cost_what_was_asked_for():
     arguments = [jax.ShapeDtypeStruct((1, 16, 512, 8), jnp.float32)] * 2
-    rows = fast(lambda q, k: attention_rows(q, k, heads=np.array([3]), rows=np.array([7, 9]), causal=True))
+    rows = quick(lambda q, k: attention_rows(q, k, heads=np.array([3]), rows=np.array([7, 9]), causal=True))
     assert rows.lower(*arguments).compile().memory_analysis().temp_size_in_bytes < 16 * 512 * 512
 
 
@@ -135,7 +135,7 @@ def test_half_precision_stays_near_float64(implementation, dtype, rows, size):
     scores = np.where(np.tri(size, dtype=bool), scores, -np.inf) if causal else scores
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = weights / weights.sum(-1, keepdims=True) @ v
-    found = fast(partial(dot_product_attention, causal=causal, implementation=implementation))(*arrays)
+    found = quick(partial(dot_product_attention, causal=causal, implementation=implementation))(*arrays)
     assert found.dtype == dtype
     error = np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected)
     assert error < {"bfloat16": 2e-3, "float16": 3e-4}[dtype]
@@ -146,7 +146,7 @@ def test_dropout_differs_between_heads_and_examples_and_keeps_the_mean(implement
     # All weights 1/S and all values 1: the context is the share kept over 1 - dropout.
     zeros = np.zeros((B, H, 64, 1), np.float32)
     values = np.broadcast_to(np.eye(64, dtype=np.float32), (B, H, 64, 64))
-    run = fast(lambda key: dot_product_attention(zeros, zeros, values, dropout=0.25, key=key,
+    run = quick(lambda key: dot_product_attention(zeros, zeros, values, dropout=0.25, key=key,
                                                     implementation=implementation))  # fmt: skip
     weights = np.asarray(run(jax.random.key(0)))
     kept = weights != 0
@@ -224,5 +224,5 @@ def test_curvature_is_finite_where_a_row_sees_nothing():
     def total(q, implementation):
         return (dot_product_attention(q, k, v, mask, implementation=implementation) ** 2).sum()
 
-    found, expected = (fast(jax.hessian(partial(total, implementation=one)))(q) for one in ("chunked", "plain"))
+    found, expected = (quick(jax.hessian(partial(total, implementation=one)))(q) for one in ("chunked", "plain"))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

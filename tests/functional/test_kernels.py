@@ -13,9 +13,9 @@ import pytest
 from attention_zoo.functional import dot_product, kernels
 from attention_zoo.functional.dot_product import dot_product_attention
 from attention_zoo.functional.kernels import modern_gpu
+from tests.quick import quick
 
 B, H, G = 2, 6, 3
-fast = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_kernels_are_asked_for_the_same(name, case, monkeypatch):
     arrays = [jnp.asarray(draw(B, heads, 8, 16, seed=heads), dtype) for heads in (H, G, G)]
     calls = recorded(monkeypatch, name)
     attend = partial(dot_product_attention, **KERNEL_CASES[case])
-    found, expected = fast(lambda *arrays: [attend(*arrays, implementation=path) for path in (name, "plain")])(*arrays)
+    found, expected = quick(lambda *arrays: [attend(*arrays, implementation=path) for path in (name, "plain")])(*arrays)
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if name == "cudnn" else {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(np.float32(found), np.float32(expected), **tolerance)
     assert calls[0]["implementation"] == ("cudnn" if name == "cudnn" else None)
@@ -88,7 +88,7 @@ def test_a_kernel_is_told_lengths_that_it_can_read_and_an_empty_source_is_zero(n
             context, pull_back = jax.vjp(attend, *arrays)
             return context, pull_back(jnp.ones_like(context)), calls.pop()["key_value_seq_lengths"]
 
-        context, gradients, told = jax.device_get(fast(run)(lengths, *arrays))
+        context, gradients, told = jax.device_get(quick(run)(lengths, *arrays))
         assert told.dtype == jnp.int32 and told.tolist() == [8, 1, 5]
         assert all((part[1] == 0).all() and (part[0] != 0).any() for part in (context, *gradients[1:]))
         assert (gradients[0][1] == 0).all()
@@ -104,7 +104,7 @@ def test_cudnn_is_told_of_an_empty_source_as_of_queries_without_length(monkeypat
     def run(lengths, *arrays):
         return dot_product_attention(*arrays, lengths=lengths, implementation="cudnn"), calls[0]["query_seq_lengths"]
 
-    context, told = jax.device_get(fast(run)(np.array([5, 0]), *arrays))
+    context, told = jax.device_get(quick(run)(np.array([5, 0]), *arrays))
     assert told.tolist() == [8, 0]
     assert (context[1] == 0).all() and (context[0] != 0).any()
 
@@ -138,9 +138,9 @@ def test_lengths_are_mapped_with_their_queries(monkeypatch):
     lengths = np.array([[8, 0], [3, 5], [1, 7]])
     recorded(monkeypatch, "tokamax")
     attend = lambda path: lambda q, k, v, n: dot_product_attention(q, k, v, lengths=n, implementation=path)  # noqa: E731
-    expected = fast(attend("plain"))(*arrays, lengths)
+    expected = quick(attend("plain"))(*arrays, lengths)
     for path in ("plain", "chunked", "tokamax"):
-        np.testing.assert_allclose(fast(jax.vmap(attend(path)))(*arrays, lengths), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(quick(jax.vmap(attend(path)))(*arrays, lengths), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_cudnn_is_called_once_for_all_that_is_mapped_and_the_mask_has_no_heads(monkeypatch):
@@ -154,10 +154,10 @@ def test_cudnn_is_called_once_for_all_that_is_mapped_and_the_mask_has_no_heads(m
         context, pull_back = jax.vjp(jax.vmap(attend), *arrays, mask)
         return context, *pull_back(jnp.ones_like(context))[:3]
 
-    found = fast(lambda: gradients("cudnn"))()
+    found = quick(lambda: gradients("cudnn"))()
     told = {(call["mask"].shape, call["bias"].shape[1:]) for call in calls}
     assert told == {((B, 1, 8, 8), (H, 8, 8)), ((3 * B, 1, 8, 8), (H, 8, 8))}
-    for one, other in zip(found, fast(lambda: gradients("plain"))(), strict=True):
+    for one, other in zip(found, quick(lambda: gradients("plain"))(), strict=True):
         np.testing.assert_allclose(np.float32(one), np.float32(other), rtol=2e-2, atol=3e-2)
 
 

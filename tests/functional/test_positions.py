@@ -18,12 +18,12 @@ from attention_zoo.functional.positions import (
     sinusoidal,
     sinusoidal_2d,
 )
+from tests.quick import quick
 
 B, H, T, S, D = 2, 3, 5, 7, 14
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-turn = compiled(rotary)
+turn = quick(rotary)
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
@@ -47,17 +47,17 @@ def test_sinusoidal_equals_marian(golden):
 
 def test_sinusoidal_takes_positions_of_each_row_and_a_dtype():
     positions = np.array([[0, 1, 2, 3, 4], [4, 4, 0, 9, 1]])
-    found = compiled(lambda: sinusoidal(positions, D))()
+    found = quick(lambda: sinusoidal(positions, D))()
     np.testing.assert_array_equal(found[1, [0, 1, 2, 4]], found[0, [4, 4, 0, 1]])
     assert found.shape == (B, T, D) and found.dtype == jnp.float32
-    half = compiled(lambda: sinusoidal(positions, D, dtype=jnp.bfloat16))()
+    half = quick(lambda: sinusoidal(positions, D, dtype=jnp.bfloat16))()
     assert half.dtype == jnp.bfloat16
     np.testing.assert_array_equal(half, found.astype(jnp.bfloat16))
 
 
 def test_sinusoidal_2d_by_hand():
-    found = compiled(lambda: sinusoidal_2d(3, 5, 8))()
-    rows = columns = compiled(lambda: sinusoidal(jnp.arange(5), 4))()
+    found = quick(lambda: sinusoidal_2d(3, 5, 8))()
+    rows = columns = quick(lambda: sinusoidal(jnp.arange(5), 4))()
     assert found.shape == (15, 8)
     np.testing.assert_array_equal(found[2 * 5 + 3], np.concatenate([rows[2], columns[3]]))
     np.testing.assert_array_equal(found[1 * 5], np.concatenate([rows[1], columns[0]]))
@@ -83,7 +83,7 @@ def test_rotary_equals_llama(golden):
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_a_turned_product_depends_on_the_distance_alone_and_lengths_stay(interleaved):
-    turn = compiled(partial(rotary, interleaved=interleaved))
+    turn = quick(partial(rotary, interleaved=interleaved))
     queries, keys, positions = draw(B, H, T, D), draw(B, 1, T, D), jnp.array([0, 1, 3, 11, 17])
     products = np.einsum("bhtd,bgsd->bhts", turn(queries, positions), turn(keys, positions))
     shifted = np.einsum("bhtd,bgsd->bhts", turn(queries, positions + 29), turn(keys, positions + 29))
@@ -98,7 +98,7 @@ def test_rotary_has_positions_for_all_or_for_each_row():
     found = turn(queries, positions[:, None])
     for row in range(B):
         np.testing.assert_allclose(found[row], turn(queries, positions[row])[row], atol=1e-6)
-    by_vmap = compiled(jax.vmap(lambda queries, positions: rotary(queries, positions[None])))(queries, positions)
+    by_vmap = quick(jax.vmap(lambda queries, positions: rotary(queries, positions[None])))(queries, positions)
     np.testing.assert_allclose(by_vmap, found, atol=1e-6)
 
 
@@ -151,10 +151,10 @@ def test_a_bias_takes_positions_of_each_row_and_is_the_same_in_chunks(bias):
 def test_buckets_by_hand():
     # 4 buckets a direction: distances 0, 1, then 2 ... 7 and 8 ... on a scale of sqrt(32 / 2) = 4.
     distances = np.array([[0, 1, 2, 7], [8, 31, 32, 10**6]])
-    both = compiled(partial(relative_buckets, buckets=8, max_distance=32, bidirectional=True))
+    both = quick(partial(relative_buckets, buckets=8, max_distance=32, bidirectional=True))
     np.testing.assert_array_equal(both(-distances), [[0, 1, 2, 2], [3, 3, 3, 3]])
     np.testing.assert_array_equal(both(distances), [[0, 5, 6, 6], [7, 7, 7, 7]])
-    past = compiled(partial(relative_buckets, buckets=4, max_distance=32, bidirectional=False))
+    past = quick(partial(relative_buckets, buckets=4, max_distance=32, bidirectional=False))
     np.testing.assert_array_equal(past(-distances), [[0, 1, 2, 2], [3, 3, 3, 3]])
     np.testing.assert_array_equal(past(distances), np.zeros((2, 4)))
 
@@ -169,7 +169,7 @@ def test_buckets_equal_t5(golden):
         sizes = {"buckets": int(buckets), "max_distance": int(largest)}
         return relative_buckets(distances, **sizes, bidirectional=kind == "both")
 
-    found = compiled(lambda: {name: bucket(name) for name in case})()
+    found = quick(lambda: {name: bucket(name) for name in case})()
     jax.tree.map(np.testing.assert_array_equal, found, case)
 
 

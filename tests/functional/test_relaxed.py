@@ -12,6 +12,7 @@ from scipy.stats import chi2, entropy
 from attention_zoo.functional.loop import scan
 from attention_zoo.functional.relaxed import gumbel_softmax, log_prob_and_entropy, straight_through
 from attention_zoo.functional.sparse import tempered
+from tests.quick import quick
 
 NAN, INF = np.nan, np.inf
 # A row that sees all, one that sees some, one that sees nothing.
@@ -202,10 +203,9 @@ def test_refuses_a_temperature_that_is_not_above_zero(align):
 
 
 # Compiling is most of the time of these tests, and their code need not be fast.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@quick_jit
+@quick
 def report(scores, mask, weights, cotangents):
     """Log-probability and entropy, and the gradient of both by the scores, from cotangents [2, ..., T]."""
     found, pull_back = jax.vjp(lambda scores: log_prob_and_entropy(scores, mask, weights), scores)
@@ -250,7 +250,7 @@ def test_log_prob_and_entropy_have_the_gradients_of_finite_differences(float64):
 def test_the_straight_through_gradient_stays_out_of_the_log_prob():
     scores, weights, _ = sample()
 
-    @quick_jit
+    @quick
     @jax.grad
     def gradient(scores):
         weights = straight_through(scores, MASK, KEY, temperature=0.7)
@@ -287,7 +287,7 @@ def test_log_prob_and_entropy_inside_scan_vmap_and_checkpoint_and_exported():
     scores, weights, cotangents = sample()
     rows = tuple(np.moveaxis(array, 1, 0)[:, :, None] for array in (scores, MASK, weights))
 
-    @quick_jit
+    @quick
     def stepwise(rows):
         one = jax.vmap(jax.checkpoint(log_prob_and_entropy))
         return scan(lambda _, count, row: (count + 1, one(*row)), jnp.zeros(()), jnp.zeros(()), rows)[1]

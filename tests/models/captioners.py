@@ -115,11 +115,6 @@ def _sigmoid(values: Any, xp: Any) -> Any:
     return 1 / (1 + xp.exp(-values))
 
 
-def quick(function: Callable[..., Any]) -> Any:
-    """Compiled quickly: compiling is most of the time of these tests."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def close(found: Any, expected: Any, rtol: float = 2e-5, atol: float = 2e-6) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), found, expected)
 

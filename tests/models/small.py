@@ -1,6 +1,6 @@
 """Small encoder-decoders for the tests: one of every mechanism, by name."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 
 from attention_zoo.models import Seq2Seq
 from attention_zoo.models.mechanisms import ALIGNMENTS, SCORES
+from tests.quick import quick
 
 B, S, T, N_SOURCE, N_TARGET = 3, 7, 5, 13, 11
 LENGTHS = (S, 4, 0)
@@ -53,10 +54,6 @@ MECHANISMS = FAMILIES | {
 assert set(PAIRS.values()) | {"general"} == set(SCORES)  # which is that of input feeding, and of all at once
 
 
-# Compiling is most of the time of these tests, and their code need not be fast.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @cache
 def make(**fields):
     """A small model, its parameters, and a batch of sources (the last one empty) and targets; nobody changes them."""
@@ -75,4 +72,4 @@ def make(**fields):
 def family(name: str):
     """A model of `make`, its arguments, and compiled: (params, source, lengths, target) -> logits and alignment."""
     model, *arguments = make(**FAMILIES[name])
-    return model, tuple(arguments), quick_jit(model.apply)
+    return model, tuple(arguments), quick(model.apply)

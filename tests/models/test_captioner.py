@@ -33,9 +33,9 @@ from tests.models.captioners import (
     likeliest,
     log_softmax,
     parameters,
-    quick,
     soft,
 )
+from tests.quick import quick
 
 IMAGES, TOKENS = inputs()
 every_kind = pytest.mark.parametrize("kind", EVERY)

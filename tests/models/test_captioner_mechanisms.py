@@ -35,8 +35,8 @@ from tests.models.captioners import (
     likeliest,
     log_softmax,
     parameters,
-    quick,
 )
+from tests.quick import quick
 
 IMAGES, TOKENS = inputs()
 WIDE = inputs(grid=(R, Q, SIZES["units"]))[0]  # annotations as wide as the state, which a dot product needs

@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from attention_zoo.models.caption_attention import ALIGNED, look
 from attention_zoo.models.mechanisms import SCORES
-from tests.models.captioners import MASK, SIZES, B, Q, R, S, captioner, inputs, quick
+from tests.models.captioners import MASK, SIZES, B, Q, R, S, captioner, inputs
+from tests.quick import quick
 
 VALUES = inputs(grid=(R, Q, SIZES["units"]))[0].reshape(B, S, -1)  # as wide as the state, which a dot product needs
 FIELDS = {"temperature": 0.5, "kept": 2, "chunk": 2, "positions": S, "annotation_width": SIZES["units"]}

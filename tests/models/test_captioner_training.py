@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax.errors import InvalidRngError
 
-from tests.models.captioners import B, S, captioner, close, inputs, parameters, quick
+from tests.models.captioners import B, S, captioner, close, inputs, parameters
+from tests.quick import quick
 
 IMAGES, TOKENS = inputs()
 KEY = jax.random.key(5)

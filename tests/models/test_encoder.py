@@ -7,8 +7,8 @@ import pytest
 
 from attention_zoo.models import Classifier, Encoder, MaskedLM, SentenceEmbedding, ViT
 from attention_zoo.modules import Asked
-from tests.models.small import quick_jit
 from tests.models.transformers import KINDS, LENGTHS, N_SOURCE, SIZES, B, S, drawn, run, tokens
+from tests.quick import quick
 
 TOKENS, SIZES_OF_ROWS, _ = tokens()
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -23,7 +23,7 @@ def test_padding_changes_nothing(kind: str) -> None:
     model = SentenceEmbedding(make(types=2, embedding_norm=True, **KINDS[kind]))
     variables = drawn(model, TOKENS, SIZES_OF_ROWS)
     other = np.where(np.arange(S) < np.array(LENGTHS)[:, None], TOKENS, 3)
-    embed = quick_jit(model.apply)
+    embed = quick(model.apply)
     first, changed = (embed(variables, ids, SIZES_OF_ROWS) for ids in (TOKENS, other))
     alone = embed(variables, TOKENS[1:2, :4], SIZES_OF_ROWS[1:2])
     np.testing.assert_allclose(changed, first, rtol=1e-6)
@@ -53,7 +53,7 @@ def test_the_pooling_of_the_first_sees_the_first_alone() -> None:
     variables = drawn(model, TOKENS, SIZES_OF_ROWS)
     other = np.array(TOKENS)
     other[:, 1:] = 4
-    classify = quick_jit(lambda ids: model.apply(variables, ids, SIZES_OF_ROWS)[0])
+    classify = quick(lambda ids: model.apply(variables, ids, SIZES_OF_ROWS)[0])
     np.testing.assert_allclose(classify(TOKENS), classify(other), rtol=1e-6)
 
 
@@ -106,7 +106,7 @@ def test_vit_reads_patches_row_by_row(fields: dict) -> None:
     images = np.float32(np.random.default_rng(0).normal(size=(B, 4, 6, 3)))
     variables = drawn(model, images)
     swapped = images[:, [2, 3, 0, 1]]  # both rows of patches exchanged
-    read = quick_jit(lambda images: model.apply(variables, images, asked=Asked()))
+    read = quick(lambda images: model.apply(variables, images, asked=Asked()))
     (logits, seen), (other, _) = read(images), read(swapped)
     patches = 6 + (model.pooling == "first")
     assert logits.shape == (B, 5) and seen[0].own.shape == (B, 2, patches, patches)

@@ -11,7 +11,8 @@ import pytest
 from attention_zoo.functional.search import beam
 from attention_zoo.models import Seq2Seq
 from attention_zoo.models.mechanisms import ALIGNMENTS, PASTS, SCORES, mechanism
-from tests.models.small import MECHANISMS, B, S, T, make, quick_jit
+from tests.models.small import MECHANISMS, B, S, T, make
+from tests.quick import quick
 
 H, Q, K = 2, 6, 3  # heads; width of queries and values; hypotheses
 MARKS = np.float32([2, 3, 5, 7, 11, 13, 17])  # of the S source positions
@@ -60,7 +61,7 @@ def test_heads_and_image_cells_are_leading_axes_and_positions(alignment):
     made, mask = attention(alignment=alignment), np.arange(S)[None, None] < np.array([[[S]], [[4]], [[0]]])
     queries, values, mask = draw(B, H, T, Q), draw(B, H, S, Q), np.broadcast_to(mask, (B, H, S))
     variables = drawn(made, queries, values, mask)
-    run = quick_jit(lambda *inputs: made.apply(variables, *inputs, method="over")[:2])
+    run = quick(lambda *inputs: made.apply(variables, *inputs, method="over")[:2])
     together = jax.device_get(run(queries, values, mask))
     for h in range(H):
         jax.tree.map(
@@ -82,7 +83,7 @@ def test_queries_are_shared_by_all_sources_of_a_memory(alignment, score, past, s
     written_out = np.broadcast_to(queries, (B, steps, Q))
     variables = drawn(made, written_out, values, mask)
 
-    @quick_jit
+    @quick
     def each(*ways):
         memory = made.apply(variables, values, mask, method="remember")
         state = made.apply(variables, memory, method="start")
@@ -97,7 +98,7 @@ def test_queries_are_shared_by_all_sources_of_a_memory(alignment, score, past, s
 def test_the_state_of_a_mechanism_follows_its_hypothesis_through_beam_search(name):
     model, params, source, lengths, _ = make(**MECHANISMS[name])
 
-    @quick_jit
+    @quick
     def search(params):
         cache = model.apply(params, source, lengths, method="start")
 
@@ -130,7 +131,7 @@ def test_a_decoder_that_samples_tells_the_log_prob_of_every_step(name):
         alignment = model.apply(params, source, lengths, target, False, rngs=rngs)[1]
         return alignment.log_prob.sum(), alignment
 
-    (_, found), gradient = jax.device_get(quick_jit(jax.value_and_grad(log_prob, has_aux=True))(params))
+    (_, found), gradient = jax.device_get(quick(jax.value_and_grad(log_prob, has_aux=True))(params))
     assert found.log_prob.shape == found.entropy.shape == (B, T) == found.weights.shape[:2]
     np.testing.assert_array_equal(found.weights.max(-1), [[1] * T, [1] * T, [0] * T])
     # Between the certain and the impossible; a source without tokens has no choice.

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from attention_zoo.models import PRESETS, seq2seq
-from tests.models.small import SIZES, make, quick_jit
+from tests.models.small import SIZES, make
+from tests.quick import quick
 
 
 def lstm(inputs, units):
@@ -186,7 +187,7 @@ def test_the_query_is_taken_as_in_the_paper(name):
     sizes = {**SIZES, "encoder_units": units, "encoder_layers": 1, "decoder_layers": 1}  # equal, for Luong's bridge
     fields = {field: value for field, value in PRESETS[name].items() if not field.endswith("vocabulary")}
     model, params, source, lengths, target = make(**{**fields, **sizes})
-    run = quick_jit(lambda target: model.apply(params, source, lengths, target)[1].weights[0])
+    run = quick(lambda target: model.apply(params, source, lengths, target)[1].weights[0])
     weights, changed = run(target), run(target.at[0, 2].add(-1))
     moved = np.abs(weights - changed).max(-1)
     first = 2 if ASKS_AFTER_READING[name] else 3  # the step that reads the changed word, or the next

@@ -21,10 +21,10 @@ from attention_zoo.models.pretrained import from_huggingface, read_tokenizer
 from attention_zoo.models.transformer import Transformer
 from attention_zoo.models.vision import ViT
 from attention_zoo.modules.multihead import Asked
+from tests.quick import quick
 
 FOLDERS = Path(__file__).parents[1] / "golden" / "huggingface"
 KINDS = {"bert": Encoder, "masked_lm": MaskedLM, "classifier": Classifier, "vit": ViT, "marian": Transformer}
-quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def close(found: jax.Array, wanted: np.ndarray, tolerance: float) -> None:
@@ -44,16 +44,16 @@ def answers(name: str, case: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     assert type(model) is KINDS[name]
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
     if name == "vit":
-        logits, seen = quickly(model.apply)(variables, case["images"].astype(np.float32), asked=Asked())
+        logits, seen = quick(model.apply)(variables, case["images"].astype(np.float32), asked=Asked())
         return {"logits": logits, "attention": jnp.stack([layer.own for layer in seen])}
     if name == "marian":
-        logits, alignment = quickly(model.apply)(variables, case["source"], case["lengths"], case["target"])
+        logits, alignment = quick(model.apply)(variables, case["source"], case["lengths"], case["target"])
         return {"logits": logits, "alignment": alignment.weights}
     inputs = variables, case["tokens"], case["lengths"], case["types"]
     if name == "bert":
-        hidden, seen = quickly(model.apply)(*inputs, asked=Asked())
+        hidden, seen = quick(model.apply)(*inputs, asked=Asked())
         return {"hidden": hidden, "attention": jnp.stack([layer.own for layer in seen])}
-    logits = quickly(model.apply)(*inputs)
+    logits = quick(model.apply)(*inputs)
     return {"logits": logits if name == "masked_lm" else logits[0]}
 
 
@@ -69,7 +69,7 @@ def test_answers_equal_transformers_to_float64(golden, float64):
     """Nothing is nearly the same, such as an epsilon."""
     case, (model, variables) = golden("huggingface", "bert"), golden_model("bert")
     variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
-    hidden, _ = quickly(model.apply)(variables, case["tokens"], case["lengths"], case["types"])
+    hidden, _ = quick(model.apply)(variables, case["tokens"], case["lengths"], case["types"])
     close(hidden, case["hidden"], 1e-12)
 
 
@@ -114,7 +114,7 @@ def test_sentence_embeddings_are_means_of_length_one(golden, tmp_path):
     case = golden("huggingface", "bert")
     model, variables = from_huggingface(pooled(tmp_path, MEAN, ["Transformer", "Pooling", "Normalize"]))
     assert type(model) is SentenceEmbedding
-    close(quickly(model.apply)(variables, case["tokens"], case["lengths"]), case["sentence"], 1e-5)
+    close(quick(model.apply)(variables, case["tokens"], case["lengths"]), case["sentence"], 1e-5)
 
 
 def test_sentence_embeddings_are_normalised_where_the_folder_says_so(tmp_path):

@@ -13,7 +13,8 @@ from jaxtyping import TypeCheckError
 from attention_zoo.functional.losses import cross_entropy
 from attention_zoo.functional.metrics import token_accuracy
 from attention_zoo.functional.search import beam, greedy
-from tests.models.small import FAMILIES, FORWARD, MECHANISMS, B, S, T, family, make, quick_jit
+from tests.models.small import FAMILIES, FORWARD, MECHANISMS, B, S, T, family, make
+from tests.quick import quick
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
@@ -22,7 +23,7 @@ def test_decode_equivalence(name):
     model, params, source, lengths, target = make(**MECHANISMS[name])
     in_chunks = np.stack(np.split(np.asarray(target)[:, :4], 2, axis=1))
 
-    @quick_jit
+    @quick
     def every_way(params):
         def take(cache, tokens, method="extend"):
             logits, cache, alignment = model.apply(params, cache, tokens, method=method)
@@ -73,7 +74,7 @@ def test_no_gradient_from_the_future_nor_from_padding(name):
 
     generator = np.random.default_rng(1)
     vectors = [jnp.float32(generator.normal(size=(B, steps, 5))) for steps in (S, T)]
-    by_source, by_target = quick_jit(jax.grad(logit, (0, 1)))(*vectors)
+    by_source, by_target = quick(jax.grad(logit, (0, 1)))(*vectors)
     assert np.abs(by_source[1, :4]).min() > 0 and not by_source[1, 4:].any() and not by_source[0].any()
     assert np.abs(by_target[1, :3]).min() > 0 and not by_target[1, 3:].any()
 
@@ -81,7 +82,7 @@ def test_no_gradient_from_the_future_nor_from_padding(name):
 def test_greedy_search_is_beam_of_one_and_follows_the_teacher():
     model, params, source, lengths, _ = make(attention="bahdanau")
 
-    @quick_jit
+    @quick
     def search(params):
         cache = model.apply(params, source, lengths, method="start")
         step = lambda cache, tokens: model.apply(params, cache, tokens, method="step")  # noqa: E731
@@ -102,7 +103,7 @@ def test_greedy_search_is_beam_of_one_and_follows_the_teacher():
 def test_bfloat16_computes_in_bfloat16_from_float32_parameters(name):
     model, (params, *inputs), run = family(name)
     half = model.clone(dtype=jnp.bfloat16)
-    logits, alignment = quick_jit(half.apply)(params, *inputs)
+    logits, alignment = quick(half.apply)(params, *inputs)
     assert logits.dtype == alignment.weights.dtype == jnp.bfloat16
     shapes = jax.eval_shape(half.init, jax.random.key(0), *inputs)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(shapes)} == {"float32"}
@@ -114,7 +115,7 @@ def test_bfloat16_computes_in_bfloat16_from_float32_parameters(name):
 def test_dropout_needs_a_key_differs_by_key_and_stays_out_of_evaluation():
     model, params, *inputs = make(attention="luong", score="general", dropout=0.5, decoder_layers=2)
 
-    @quick_jit
+    @quick
     def call(seed):
         key = jax.random.key(seed)
         return model.apply(params, *inputs, False, rngs={"dropout": key})[0], model.apply(params, *inputs)[0]
@@ -175,6 +176,6 @@ def test_loss_without_whole_logits_equals_cross_entropy_of_the_logits(fields):
     def sliced(params):
         return model.apply(params, source, lengths, inputs, target, mask, 0.1, method="loss")[:2]
 
-    both = quick_jit(lambda params: [jax.value_and_grad(loss, has_aux=True)(params) for loss in (sliced, whole)])
+    both = quick(lambda params: [jax.value_and_grad(loss, has_aux=True)(params) for loss in (sliced, whole)])
     found, expected = both(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)

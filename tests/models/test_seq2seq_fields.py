@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from tests.models.small import B, S, make, quick_jit
+from tests.models.small import B, S, make
+from tests.quick import quick
 
 
 def start(model, params, source, lengths):
-    return quick_jit(lambda params: model.apply(params, source, lengths, method="start"))(params)
+    return quick(lambda params: model.apply(params, source, lengths, method="start"))(params)
 
 
 def first_and_last(model, params, source, lengths):
     """The first states of the decoder's layers, and the last ones of the encoder's."""
 
-    @quick_jit
+    @quick
     def both(params):
         read = lambda model: model.encoder(model.source_embedding(source), lengths)[1]  # noqa: E731
         return model.apply(params, source, lengths, method="start").decoder.layers, model.apply(params, method=read)
@@ -59,7 +60,7 @@ def test_a_decoder_may_start_from_zeros():
 def test_tied_output_is_the_target_embedding(attention):
     model, params, source, lengths, target = make(attention=attention, tied=True)
     assert "output" not in params["params"]
-    call = quick_jit(lambda params: model.apply(params, source, lengths, target)[0])
+    call = quick(lambda params: model.apply(params, source, lengths, target)[0])
     # Token 3 is never read (targets are 4 and above): its embedding can only move its own logit.
     changed = jax.tree.map(lambda leaf: leaf, params)
     embedding = params["params"]["target_embedding"]["embedding"]
@@ -74,7 +75,7 @@ def test_the_fixed_context_enters_every_step():
     model, params, source, lengths, target = make(attention="context")
     cache = start(model, params, source, lengths)
 
-    @quick_jit
+    @quick
     def moved(cache, context):
         """The logits of every step, and those of the same steps if at each the context alone were another."""
 

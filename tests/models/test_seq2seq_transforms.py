@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tests.models.small import FAMILIES, LENGTHS, MECHANISMS, N_SOURCE, B, S, family, make, quick_jit
+from tests.models.small import FAMILIES, LENGTHS, MECHANISMS, N_SOURCE, B, S, family, make
+from tests.quick import quick
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
@@ -27,7 +28,7 @@ def loss(model, params, *inputs, **options):
 @every_family
 def test_batch_equals_single_examples(name):
     model, (params, *inputs), run = family(name)
-    single = quick_jit(jax.vmap(lambda *one: model.apply(params, *[leaf[None] for leaf in one])))
+    single = quick(jax.vmap(lambda *one: model.apply(params, *[leaf[None] for leaf in one])))
     jax.tree.map(lambda one, batch: close(one[:, 0], batch), single(*inputs), run(params, *inputs))
 
 
@@ -39,7 +40,7 @@ def test_exported_values_and_gradients_with_checkpoint(name, float64):
     remade = jax.value_and_grad(jax.checkpoint(partial(loss, model)), has_aux=True)
     found = jax.export.export(jax.jit(remade))(params, *inputs).call(params, *inputs)
     exact = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12)
-    jax.tree.map(exact, found, quick_jit(gradient)(params, *inputs))
+    jax.tree.map(exact, found, quick(gradient)(params, *inputs))
 
 
 @every_family
@@ -57,7 +58,7 @@ def test_every_parameter_learns_and_an_empty_source_is_harmless(name):
     model, params, *inputs = make(**MECHANISMS[name])
     # In training: what is decided at inference is an expectation or a sample then, which has a gradient.
     training = {"deterministic": False, "rngs": {"alignment": jax.random.key(0)}}
-    gradient = quick_jit(jax.value_and_grad(partial(loss, model, **training), has_aux=True))
+    gradient = quick(jax.value_and_grad(partial(loss, model, **training), has_aux=True))
     (_, (logits, alignment)), gradients = gradient(params, *inputs)
     assert LENGTHS[2] == 0 and np.isfinite(logits).all()
     assert alignment is None or not alignment.weights[2].any()

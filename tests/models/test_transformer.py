@@ -10,8 +10,8 @@ from attention_zoo.functional.masks import within
 from attention_zoo.functional.search import beam, greedy, none
 from attention_zoo.models import Transformer
 from attention_zoo.modules import Asked
-from tests.models.small import quick_jit
 from tests.models.transformers import KINDS, N_SOURCE, N_TARGET, SIZES, B, S, T, drawn, run, tokens
+from tests.quick import quick
 
 VOCABULARIES = {"source_vocabulary": N_SOURCE, "target_vocabulary": N_TARGET}
 SOURCE, SOURCE_LENGTHS, TARGET = tokens()
@@ -163,7 +163,7 @@ def test_weights_on_request_are_those_of_the_chosen_heads_and_rows() -> None:
 def test_dropout_needs_its_key_and_changes_the_result() -> None:
     model, variables = make(dropout=0.3, hidden_dropout=0.3, attention_dropout=0.3)
 
-    @quick_jit
+    @quick
     def draw(seed):
         rngs = {"dropout": jax.random.key(seed)}
         return [model.apply(variables, SOURCE, SOURCE_LENGTHS, TARGET, dry, rngs=rngs)[0] for dry in (False, True)]

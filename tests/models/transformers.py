@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.models.small import quick_jit
+from tests.quick import quick
 
 B, S, T, N_SOURCE, N_TARGET = 3, 7, 5, 13, 11
 LENGTHS = (S, 4, 0)
@@ -40,4 +40,4 @@ def drawn(model, *inputs, seed=0):
 
 def run(function, *arguments):
     """The function's result, compiled without optimisation: these tests are mostly compiling."""
-    return quick_jit(function)(*arguments)
+    return quick(function)(*arguments)

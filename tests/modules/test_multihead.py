@@ -12,7 +12,7 @@ from flax import linen as nn
 from attention_zoo.models.mechanisms import SCORES
 from attention_zoo.modules import Additive, FeedForward, MultiHeadAttention, Sight, Stack, TransformerBlock
 from attention_zoo.modules.multihead import Heads, append
-from tests.models.small import quick_jit
+from tests.quick import quick
 
 B, T, E = 2, 5, 8
 INPUTS = jnp.float32(np.random.default_rng(0).normal(size=(B, T, E)))
@@ -40,7 +40,7 @@ def test_one_head_is_softmax_attention_by_the_formula() -> None:
     )
     weights = np.asarray(jax.nn.softmax(queries @ keys.swapaxes(1, 2) / np.sqrt(E)))
     expected = weights @ values @ params["output"]["kernel"] + params["output"]["bias"]
-    np.testing.assert_allclose(quick_jit(partial(module.apply, method=over))(variables), expected, **TOLERANCE)
+    np.testing.assert_allclose(quick(partial(module.apply, method=over))(variables), expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -60,7 +60,7 @@ def test_grouped_heads_are_heads_with_repeated_keys_and_values(groups: int) -> N
     def both(one, other):
         return grouped.apply(one, method=over), full.apply(other, method=over)
 
-    np.testing.assert_allclose(*quick_jit(both)(variables, {"params": params}), **TOLERANCE)
+    np.testing.assert_allclose(*quick(both)(variables, {"params": params}), **TOLERANCE)
 
 
 @pytest.mark.parametrize("score", sorted(set(SCORES) - {"location"}))
@@ -84,7 +84,7 @@ def test_every_score_stands_in_a_head_with_weights_of_its_own(score: str) -> Non
         parts = jnp.concatenate([one.apply(params, method=over) for params in (first, second)], -1)
         return two.apply(variables, method=over), parts @ kernels["output"]
 
-    np.testing.assert_allclose(*quick_jit(both)(variables, head(0), head(1)), **TOLERANCE)
+    np.testing.assert_allclose(*quick(both)(variables, head(0), head(1)), **TOLERANCE)
 
 
 def test_swiglu_by_its_formula() -> None:
@@ -128,7 +128,7 @@ def unrolled():
         together = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
         return {"params": {"together": together, "last_norm": tree["params"]["last_norm"]}}
 
-    value, gradient = quick_jit(jax.value_and_grad(partial(loss, plain)))(variables)
+    value, gradient = quick(jax.value_and_grad(partial(loss, plain)))(variables)
     return stacked(variables), value, stacked(gradient)
 
 
@@ -137,7 +137,7 @@ def test_scanned_and_rematerialised_layers_equal_unrolled_ones(rematerialise: bo
     """In value and in gradient, with the same parameters."""
     variables, value, gradient = unrolled()
     scanned = partial(loss, stack(scan=True, rematerialise=rematerialise))
-    found, gradients = quick_jit(jax.value_and_grad(scanned))(variables)
+    found, gradients = quick(jax.value_and_grad(scanned))(variables)
     np.testing.assert_allclose(found, value, rtol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), gradients, gradient)
 
@@ -145,7 +145,7 @@ def test_scanned_and_rematerialised_layers_equal_unrolled_ones(rematerialise: bo
 def test_dropout_under_scan_and_rematerialisation_differs_from_none_and_follows_its_key() -> None:
     module = stack(scan=True, rematerialise=True)
     variables, _, none = unrolled()
-    slopes = quick_jit(lambda seed: jax.grad(partial(loss, module, seed=seed))(variables))
+    slopes = quick(lambda seed: jax.grad(partial(loss, module, seed=seed))(variables))
     found = slopes(1), slopes(1), slopes(2), none
     first, again, other, none = (np.asarray(jax.tree.leaves(tree)[0]) for tree in found)
     assert np.array_equal(first, again) and np.isfinite(first).all()
@@ -173,9 +173,7 @@ def test_a_mask_hides_and_an_empty_row_is_zero() -> None:
     variables = made(module)
     mask = jnp.array([[True, True, False, False, False], [False] * 5])[:, None, None]
 
-    look = quick_jit(
-        lambda inputs: module.apply(variables, method=lambda m: m(INPUTS, m.remember(inputs), Sight(mask))[0])
-    )
+    look = quick(lambda inputs: module.apply(variables, method=lambda m: m(INPUTS, m.remember(inputs), Sight(mask))[0]))
     changed = np.array(INPUTS)
     changed[0, 2:] = 9
     first, other = np.asarray(look(INPUTS)), look(changed)

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from attention_zoo.modules.multihead import Asked, MultiHeadAttention, Sight
 from attention_zoo.modules.transformer import FeedForward, TransformerBlock
+from tests.quick import quick
 
 WIDTH, HEADS, HIDDEN = 6, 3, 11
 
@@ -23,7 +24,7 @@ def differentiated(forward: Callable) -> Callable:
         results, pull_back = jax.vjp(lambda arrays: forward(arrays, *masks), arrays)
         return results, *pull_back(cotangents)
 
-    return jax.jit(both, compiler_options={"xla_backend_optimization_level": 0})
+    return quick(both)
 
 
 def compare(case: dict[str, np.ndarray], both: Callable, names: tuple[str, ...], *masks: np.ndarray) -> None:

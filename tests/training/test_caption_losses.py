@@ -29,9 +29,9 @@ from tests.models.captioners import (
     likeliest,
     log_softmax,
     parameters,
-    quick,
     soft,
 )
+from tests.quick import quick
 
 IMAGES, TOKENS = inputs()
 LENGTHS = np.array([T, 4, 1], np.int32)

@@ -12,7 +12,8 @@ from attention_zoo.data.vocabulary import Words
 from attention_zoo.training.caption_losses import Sampling, likelihood, reinforce, variational
 from attention_zoo.training.captioning import CaptionJudge
 from attention_zoo.training.objectives import shifted
-from tests.models.captioners import MASK, B, N, Q, R, T, V, by_hand, captioner, close, inputs, parameters, quick, soft
+from tests.models.captioners import MASK, B, N, Q, R, T, V, by_hand, captioner, close, inputs, parameters, soft
+from tests.quick import quick
 
 IMAGES, TOKENS = inputs()
 LENGTHS = np.array([T, 4, 1], np.int32)

@@ -20,7 +20,8 @@ from attention_zoo.training import fit, optimizer
 from attention_zoo.training.caption_losses import Sampling
 from attention_zoo.training.captioning import MARGIN, CaptionJudge, captioning
 from attention_zoo.training.objectives import shifted
-from tests.models.captioners import parameters, quick
+from tests.models.captioners import parameters
+from tests.quick import quick
 
 SIDE, SIZES = 23, {"embedding": 5, "units": 7, "attention_units": 3, "encoder": ConvEncoder((3, 4), (4, 2))}
 WORDS = Words(["one", "two", "six"])

@@ -13,7 +13,7 @@ from attention_zoo.models.glimpse import log_density
 from attention_zoo.training.glimpses import hybrid_loss, log_likelihoods
 from attention_zoo.training.step import KEYS
 from tests.functional.chain import deviation
-from tests.models.captioners import quick
+from tests.quick import quick
 
 SIDE, STD, ROLLOUTS, ESTIMATES, BOUND = 28, 0.2, 32, 500, 4.5  # standard errors; there are six parameters
 FIELDS = {"classes": 3, "units": 2, "hidden": 5, "glimpses": 3, "size": 2, "scales": 1, "first": "centre"}
