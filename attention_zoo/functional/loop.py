@@ -42,8 +42,8 @@ def scan(step: Step, constants: Any, carry: Any, xs: Any, *, reverse: bool = Fal
 
     Gradients of constants used through `product` are formed after the loop; other uses are differentiated as
     always. Its gradient computes each step once more, but for the products, and with zeros in place of what no result
-    of that depends on. Reverse mode only (`jax.grad`,
-    `jax.vjp`), as with any `jax.custom_vjp`; in `jax.shard_map` with `check_vma=False`.
+    of that depends on. Reverse mode only (`jax.grad`, `jax.vjp`), as with any `jax.custom_vjp`; in `jax.shard_map` with
+    `check_vma=False`.
 
     Args:
         step: a pure function that closes over no traced array.
