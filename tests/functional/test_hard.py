@@ -16,14 +16,13 @@ from attention_zoo.functional.alignment import softmax
 from attention_zoo.training.step import KEYS
 
 NAN, INF = np.nan, np.inf
-T, S = 3, 5
+T, S, DRAWS = 3, 5, 100_003
 # A row that sees all, one that sees some, one that sees nothing.
 MASK = np.array([[True] * S, [True, False, True, True, False], [False] * S])
 # The second would win always, but is masked; the score of the fifth is -inf.
 CHANCES = np.array([0.1, 0.0, 0.4, 0.2, 0.0, 0.3])
 SCORES = np.array([np.log(0.1), 50.0, np.log(0.4), np.log(0.2), -INF, np.log(0.3)])
 SEEN = np.array([[True, False, True, True, True, True]])
-DRAWS = 100_003
 marginal = jax.jit(latent.marginal, static_argnames="best")
 hiding, bound, likeliest = map(jax.jit, (latent.log_softmax, latent.variational_bound, hard.likeliest_location))
 
@@ -248,8 +247,7 @@ def test_the_k_best_are_biased_and_leave_the_others_without_gradient(float64):
         np.testing.assert_allclose(by_count[whole], exact, rtol=1e-12)
     two = lambda scores: latent.marginal(latent.log_softmax(scores, ALLOWED), likelihoods, 2).sum()  # noqa: E731
     gradient = np.asarray(jax.jit(jax.grad(two))(scores))
-    # Of the others two halves cancel, but for the last bit where XLA computes them in another order.
-    moved = np.flatnonzero(np.abs(gradient[2]) > 1e-15)
+    moved = np.flatnonzero(np.abs(gradient[2]) > 1e-15)  # two halves cancel, but for the last bit in another order
     np.testing.assert_array_equal(np.sort(np.argsort(TABLE[1, 2])[-2:]), moved)
     assert np.all(np.isfinite(gradient)) and np.abs(gradient[2][moved]).min() > 1e-3
 

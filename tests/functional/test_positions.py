@@ -134,7 +134,7 @@ def test_alibi_equals_bloom(golden, heads):
 def test_a_bias_takes_positions_of_each_row_and_is_the_same_in_chunks(bias):
     queries, keys = np.array([[0, 1, 2, 3, 4], [3, 9, 0, 2, 1]]), np.arange(2 * S).reshape(2, S)
 
-    @compiled
+    @quick
     def run(queries, keys):
         rows = [bias(queries[row], keys[row]) for row in range(2)]
         chunks = [bias(queries[:, :3], keys), bias(queries[:, 3:], keys)]
@@ -177,7 +177,7 @@ def test_the_relative_bias_reads_its_table_and_teaches_it():
     table, queries, keys = draw(8, H), np.arange(T), np.arange(S)
     sizes = {"max_distance": 20, "bidirectional": True}
 
-    @compiled
+    @quick
     def run(table):
         found, pull_back = jax.vjp(lambda table: relative(table, **sizes)(queries, keys), table)
         return found, *pull_back(jnp.ones_like(found))

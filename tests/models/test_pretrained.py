@@ -77,7 +77,7 @@ def test_an_imported_translator_writes_what_transformers_writes(golden):
     case = golden("huggingface", "marian")
     model, variables = golden_model("marian")
 
-    @quickly
+    @quick
     def translate(source, lengths):
         cache = model.apply(variables, source, lengths, method="start")
         step = partial(model.apply, variables, method="step")
