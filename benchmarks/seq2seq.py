@@ -122,17 +122,17 @@ def benchmark(size: str = "paper", repetitions: int = 15, *, peers: Collection[s
             contestants.append(brought[name](name, params, batch, LEARNING_RATE))
     case = f"B{setting['batch']} S{setting['steps']} T{setting['steps']} N{model.target_vocabulary}"
     timed = partial(compare, tolerance=TOLERANCES["float32"], repetitions=repetitions, timed_by="wall")
-    needs = {"matmul_gflops": 3 * _products(model, setting["batch"] * setting["steps"])}
+    needs = {"matmul_gflops": 3 * _products(model, *(int(lengths.sum()) for lengths in (batch[1], batch[4])))}
     return timed("seq2seq", case, "forward+gradient", contestants, needs=needs)
 
 
-def _products(model: Seq2Seq, rows: int) -> int:
-    """Operations of the matrix products with weights, forward, padding included; a gradient needs twice as many."""
+def _products(model: Seq2Seq, source: int, target: int) -> int:
+    """Operations of the matrix products with weights, forward, of the real tokens; a gradient needs twice as many."""
     embedding, encoder, units = model.embedding, model.encoder_units, model.decoder_units
     read = embedding + 2 * encoder + units  # what the decoder's cell and its readout see
     encoding = 2 * (embedding + encoder) * 4 * encoder + 2 * encoder * units
     decoding = units * units + read * 5 * units + units // 2 * model.target_vocabulary
-    return 2 * rows * (encoding + decoding)
+    return 2 * (source * encoding + target * decoding)
 
 
 def _batch(model: Seq2Seq, size: int, steps: int) -> tuple[jax.Array, ...]:

@@ -52,10 +52,13 @@ def test_nothing_is_compiled_by_pytorch_for_a_cpu(monkeypatch):
         seq2seq_pytorch.torch_peer(compiled=True)
 
 
-def test_the_operations_are_those_of_every_kernel_and_row():
+def test_the_operations_are_those_of_every_kernel_and_real_row():
     model = preset("translator", **seq2seq.SIZES["small"]["fields"])
     arguments = [jax.ShapeDtypeStruct(shape, "int32") for shape in ((2, 3), (2,), (2, 3))]
     shapes = jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"]
     once = {"source_embedding", "target_embedding", "bridges_0"}  # looked up, or used once a sequence
-    weights = jax.tree.leaves({name: layer for name, layer in shapes.items() if name not in once})
-    assert seq2seq._products(model, rows=7) == 2 * 7 * sum(leaf.size for leaf in weights if leaf.ndim == 2)
+    kernels = {"source": 0, "target": 0}
+    for path, leaf in jax.tree.leaves_with_path({name: layer for name, layer in shapes.items() if name not in once}):
+        names = jax.tree_util.keystr(path)
+        kernels["source" if "encoder" in names or "'key'" in names else "target"] += leaf.size * (leaf.ndim == 2)
+    assert seq2seq._products(model, source=7, target=5) == 2 * (7 * kernels["source"] + 5 * kernels["target"])

@@ -196,8 +196,9 @@ def _gradients(
     rest = iter(sums)
     d_leaves: list[Any] = [next(rest) if keep else None for keep in summed]
     for use, x, d_y in zip(uses, inputs, d_outputs, strict=True):
-        _, by_constant = jax.vjp(partial(use.operation, use.join(x)), leaves[use.leaf])
-        (share,) = by_constant(use.join(d_y))
+        x, *others = map(use.join, x)
+        _, pull_back = jax.vjp(lambda leaf: use.operation(x, leaf, *others), leaves[use.leaf])  # noqa: B023
+        (share,) = pull_back(use.join(d_y))
         d_leaves[use.leaf] = share if d_leaves[use.leaf] is None else d_leaves[use.leaf] + share
     return jax.tree.unflatten(structure, d_leaves), d_carry, d_xs
 

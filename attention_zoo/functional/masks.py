@@ -18,6 +18,16 @@ def within(lengths: Int[Array, "*b"], size: int) -> Bool[Array, "*b S"]:
 
 
 @checked
+def alive(lengths: Int[Array, "*b"] | None, steps: int) -> Bool[Array, "S *b"] | None:
+    """Which sequences have not ended, step by step: True at s < length, time first; None where no length is given.
+
+    >>> alive(jnp.array([2, 0]), 3).tolist()
+    [[True, False], [True, False], [False, False]]
+    """
+    return None if lengths is None else jnp.moveaxis(within(lengths, steps), -1, 0)
+
+
+@checked
 def padding(lengths: Int[Array, "*b"], size: int) -> Bool[Array, "*b 1 S"]:
     """Hides padding from every query: True at source positions s < length, [..., 1, S]."""
     return within(lengths, size)[..., None, :]

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.arrays import apart, differentiable
+from attention_zoo.functional.rows import real_rows_matmul
 from attention_zoo.notation import Array
 
-Operation = Callable[[jax.Array, jax.Array], jax.Array]
+Operation = Callable[..., jax.Array]
 
 
 class Use(NamedTuple):
@@ -34,7 +35,7 @@ class Tape(NamedTuple):
     leaves: dict[int, int]
     constants: list[jax.Array]
     uses: list[Use]
-    inputs: list[jax.Array]
+    inputs: list[tuple[jax.Array, ...]]
     outputs: list[jax.Array]
     recalled: Sequence[jax.Array] | None
 
@@ -53,15 +54,21 @@ def taping(tape: Tape | None) -> Iterator[Tape | None]:
 
 
 def product(
-    operation: Operation, inputs: Array, constant: Array, *, join: Callable[[Array], Array], plus: Array | None = None
+    operation: Operation,
+    inputs: Array,
+    constant: Array,
+    *others: Array,
+    join: Callable[[Array], Array],
+    plus: Array | None = None,
 ) -> jax.Array:
-    """`operation(inputs, constant)`, linear in both; inside `scan` its gradient by the constant waits for the end.
+    """`operation(inputs, constant, *others)`, linear in two; inside `scan` its gradient by the constant waits.
 
     Args:
         operation: such as a matrix product.
         inputs: x_t.
         constant: W; where it is not one of the scan's own constants, this is the plain operation.
-        join: turns the stacked steps [T, ...] of x, and of y, into one x and one y of the same operation.
+        others: what else it takes, without a gradient.
+        join: turns the stacked steps [T, ...] of x, of y and of the others into one each, of the same operation.
         plus: is added to y. `scan` then keeps the sum alone.
 
     Raises:
@@ -72,14 +79,15 @@ def product(
     """
     tape = _tape.get()
     if tape is None or id(constant) not in tape.leaves:
-        return _sum(operation(inputs, constant), plus)
+        return _sum(operation(inputs, constant, *others), plus)
     leaf = tape.leaves[id(constant)]
     if tape.recalled is None:
-        outputs = _sum(operation(inputs, tape.constants[leaf]), plus)
+        outputs = _sum(operation(inputs, tape.constants[leaf], *others), plus)
     else:
-        outputs = _recalled(operation, inputs, tape.constants[leaf], plus, tape.recalled[len(tape.outputs)])
+        known = tape.recalled[len(tape.outputs)]
+        outputs = _recalled(operation, inputs, tape.constants[leaf], others, plus, known)
     tape.uses.append(Use(operation, join, leaf))
-    tape.inputs.append(inputs)
+    tape.inputs.append((inputs, *others))
     tape.outputs.append(outputs)
     return outputs
 
@@ -96,32 +104,45 @@ def _sum(outputs: jax.Array, plus: Array | None) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recalled(operation: Operation, inputs: Array, constant: Array, plus: Array | None, outputs: Array) -> Array:
-    """`operation(inputs, constant) + plus`, which is known; its gradient by the constant waits."""
+def _recalled(
+    operation: Operation, inputs: Array, constant: Array, others: Any, plus: Array | None, outputs: Array
+) -> Array:
+    """`operation(inputs, constant, *others) + plus`, which is known; its gradient by the constant waits."""
     return outputs
 
 
 def _recalled_forward(
-    operation: Operation, inputs: Array, constant: Array, plus: Array | None, outputs: Array
+    operation: Operation, inputs: Array, constant: Array, others: Any, plus: Array | None, outputs: Array
 ) -> tuple[Array, Any]:
     summed = plus is not None
-    return apart(outputs) if summed else outputs, (inputs, constant, () if summed else None)
+    return apart(outputs) if summed else outputs, (inputs, constant, others, () if summed else None)
 
 
 def _recalled_backward(operation: Operation, kept: Any, gradient: jax.Array) -> Any:
-    inputs, constant, summed = kept
+    inputs, constant, others, summed = kept
     by_plus = None if summed is None else gradient
     if not differentiable(inputs):
-        return None, None, by_plus, gradient
-    (by_inputs,) = jax.linear_transpose(lambda inputs: operation(inputs, constant), inputs)(gradient)
-    return by_inputs, None, by_plus, gradient
+        return None, None, None, by_plus, gradient
+    of_inputs = lambda inputs: operation(inputs, constant, *others)  # noqa: E731
+    # What has a gradient of its own has no transpose; XLA drops the product.
+    pull_back = jax.vjp(of_inputs, inputs)[1] if others else jax.linear_transpose(of_inputs, inputs)
+    return *pull_back(gradient), None, None, by_plus, gradient
 
 
 _recalled.defvjp(_recalled_forward, _recalled_backward)
 
 
-def project(inputs: Array, kernel: Array, bias: Array | None = None, *, plus: Array | None = None) -> jax.Array:
+def project(
+    inputs: Array,
+    kernel: Array,
+    bias: Array | None = None,
+    *,
+    plus: Array | None = None,
+    real: Array | None = None,
+) -> jax.Array:
     """`x W + b` over the last axis of [..., I], with all leading axes flattened into one; and `plus`, [..., O].
+
+    Where not all rows are `real`, [...], the results of others are not to be read (`rows.real_rows_matmul`).
 
     On some CPUs a product that contracts several axes leaves XLA's fast path, and that is what the gradient of W
     does to inputs [B, T, I] (docs/DESIGN.md, what prototypes measured).
@@ -132,7 +153,10 @@ def project(inputs: Array, kernel: Array, bias: Array | None = None, *, plus: Ar
     rows = inputs.reshape(-1, inputs.shape[-1])
     if plus is not None and plus.shape[:-1] == inputs.shape[:-1]:
         plus = plus.reshape(-1, plus.shape[-1])
-    flat = product(jnp.matmul, rows, kernel, join=_as_rows, plus=plus)
+    if real is None:
+        flat = product(jnp.matmul, rows, kernel, join=_as_rows, plus=plus)
+    else:
+        flat = product(real_rows_matmul, rows, kernel, real.reshape(-1), join=_as_rows, plus=plus)
     return (flat if bias is None else flat + bias[None]).reshape(*inputs.shape[:-1], kernel.shape[-1])
 
 
@@ -142,4 +166,4 @@ def join_queries(steps: Array) -> Array:
 
 
 def _as_rows(steps: Array) -> Array:
-    return steps.reshape(-1, steps.shape[-1])
+    return steps.reshape(-1, *steps.shape[2:])

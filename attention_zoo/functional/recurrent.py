@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from attention_zoo.functional.arrays import apart
 from attention_zoo.functional.loop import scan
-from attention_zoo.functional.masks import within
+from attention_zoo.functional.masks import alive
 from attention_zoo.functional.products import project
 from attention_zoo.notation import Array, Float, Int, checked
 
@@ -104,7 +104,11 @@ def gru_reset_before_cell(inputs: Float[Array, "*b G"], recurrent: Float[Array, 
 
 
 def recurrent_product(
-    inputs: Array, hidden: Array, kernel: Array | tuple[Array, Array], bias: Array | None
+    inputs: Array,
+    hidden: Array,
+    kernel: Array | tuple[Array, Array],
+    bias: Array | None,
+    real: Array | None = None,
 ) -> jax.Array:
     """What a cell reads of the last hidden state, `U h' + c`, [..., G].
 
@@ -117,18 +121,25 @@ def recurrent_product(
         hidden: h', [..., D].
         kernel: U, [D, G], or the two.
         bias: c, [G].
+        real: rows whose results are read, [...]; all by default.
     """
     bias = None if bias is None else bias.astype(jax.tree.leaves(kernel)[0].dtype)
     if not isinstance(kernel, tuple):
-        return project(hidden, kernel, bias)
+        return project(hidden, kernel, bias, real=real)
     both, candidate = (None, None) if bias is None else (bias[: 2 * hidden.shape[-1]], bias[2 * hidden.shape[-1] :])
-    gates = project(hidden, kernel[0], both)
+    gates = project(hidden, kernel[0], both, real=real)
     reset = jax.nn.sigmoid(jnp.split(inputs, 3, axis=-1)[0] + jnp.split(gates, 2, axis=-1)[0])
-    return jnp.concatenate([gates, project(reset * hidden, kernel[1], candidate)], axis=-1)
+    return jnp.concatenate([gates, project(reset * hidden, kernel[1], candidate, real=real)], axis=-1)
 
 
 def advance(
-    cell: Cell, projected: Array, state: State, kernel: Array | tuple[Array, Array], bias: Array | None
+    cell: Cell,
+    projected: Array,
+    state: State,
+    kernel: Array | tuple[Array, Array],
+    bias: Array | None,
+    *,
+    real: Array | None = None,
 ) -> State:
     """The state after one step: `cell(x, h' U + c, s')`, see `recurrent_product`.
 
@@ -139,13 +150,14 @@ def advance(
         projected: `W x + b`, [..., G].
         state: s', whose hidden state is h' [..., D].
         kernel, bias: U and c, which an LSTM takes in the dtype of the projected input.
+        real: rows whose state is read, [...]; all by default.
     """
     _check_rows(projected, *state)
     if cell is not lstm_cell or isinstance(kernel, tuple) or projected.dtype != jnp.result_type(state.hidden, kernel):
-        return cell(apart(projected), recurrent_product(projected, state.hidden, kernel, bias), state)
+        return cell(apart(projected), recurrent_product(projected, state.hidden, kernel, bias, real), state)
     if bias is not None:
         projected = projected + jnp.broadcast_to(bias.astype(projected.dtype), projected.shape)
-    return _lstm(project(state.hidden, kernel, plus=projected), state)
+    return _lstm(project(state.hidden, kernel, plus=projected, real=real), state)
 
 
 @checked
@@ -227,22 +239,23 @@ def recur(
         hidden states [S, ..., D], zeros in padding, and the state after the last step read.
     """
     _check_step(4 if isinstance(state, LSTMState) else 3, projected, recurrent, recurrent_bias, *state)
-    alive = None if lengths is None else jnp.moveaxis(within(lengths, projected.shape[0]), -1, 0)[..., None]
+    real = alive(lengths, projected.shape[0])
     kernel: Any = recurrent
     if cell is gru_reset_before_cell:
         kernel = recurrent[:, : 2 * len(recurrent)], recurrent[:, 2 * len(recurrent) :]
     weights = kernel, recurrent_bias
-    final, outputs = scan(partial(_step, cell), weights, state, (projected, alive), reverse=reverse)
+    final, outputs = scan(partial(_step, cell), weights, state, (projected, real), reverse=reverse)
     return outputs, final
 
 
 def _step(cell: Cell, weights: Any, before: State, inputs: tuple[Array, Array | None]) -> tuple[State, Array]:
-    projected, alive = inputs
-    after = advance(cell, projected, before, *weights)
-    if alive is None:
+    projected, real = inputs
+    kernel, bias = weights
+    after = advance(cell, projected, before, kernel, bias, real=real)
+    if real is None:
         return after, after.hidden
-    after = jax.tree.map(partial(jnp.where, alive), after, before)
-    return after, jnp.where(alive, after.hidden, 0)
+    after = jax.tree.map(partial(jnp.where, real[..., None]), after, before)
+    return after, jnp.where(real[..., None], after.hidden, 0)
 
 
 def _layer(
@@ -252,7 +265,8 @@ def _layer(
     biases: tuple[Array | None, Array | None] = weights.bias, weights.recurrent_bias
     if weights.recurrent_bias is None and cell is not gru_cell:
         biases = None, weights.bias  # only their sum counts, and in the loop it costs no pass over memory
-    projected = project(jnp.moveaxis(inputs, -2, 0), weights.input, biases[0])
+    real = alive(lengths, inputs.shape[-2])
+    projected = project(jnp.moveaxis(inputs, -2, 0), weights.input, biases[0], real=real)
     outputs, final = recur(cell, projected, weights.recurrent, biases[1], state, lengths, reverse=reverse)
     return jnp.moveaxis(outputs, 0, -2), final
 

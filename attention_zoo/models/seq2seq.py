@@ -187,7 +187,9 @@ class Seq2Seq(nn.Module):
         Equal to `losses.cross_entropy` of the logits that the call gives; see `losses.projected_cross_entropy`.
         """
         cache = self.start(source, source_lengths, deterministic)
-        features, _, alignment = self._features(cache, target_inputs, deterministic)
+        # Steps before one that counts are read, even where they do not count themselves.
+        lengths = jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[1] + 1), 0), 1)
+        features, _, alignment = self._features(cache, target_inputs, deterministic, lengths)
         if self.tied:
             kernel, bias = self.target_embedding.matrix().T, None
         else:
@@ -212,7 +214,7 @@ class Seq2Seq(nn.Module):
         return tuple(kind(*jnp.split(jnp.tanh(bridge(source)), len(kind._fields), -1)) for bridge in self.bridges)
 
     def _features(
-        self, cache: Cache, tokens: jax.Array, deterministic: bool
+        self, cache: Cache, tokens: jax.Array, deterministic: bool, lengths: jax.Array | None = None
     ) -> tuple[jax.Array, DecoderState, Alignment | None]:
         """What the output layer sees, [B, T, ...], the decoder's next state and the alignment."""
         _check_rows(tokens, cache.decoder.layers[0].hidden)
@@ -220,7 +222,7 @@ class Seq2Seq(nn.Module):
         if cache.context is not None:
             fixed = jnp.broadcast_to(cache.context[:, None], (*tokens.shape, cache.context.shape[-1]))
             inputs = jnp.concatenate([inputs, fixed], -1)
-        features, decoder, alignment = self.decoder(inputs, cache.memory, cache.decoder, deterministic)
+        features, decoder, alignment = self.decoder(inputs, cache.memory, cache.decoder, deterministic, lengths)
         features = self.drop(features, deterministic=deterministic)
         return self.to_embedding(features) if self.tied else features, decoder, alignment
 

@@ -9,13 +9,14 @@ from flax.typing import Dtype
 
 from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.loop import scan
+from attention_zoo.functional.masks import alive
 from attention_zoo.functional.recurrent import State
 from attention_zoo.modules.alignment import NOISE
 from attention_zoo.modules.attention import Attention
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.memory import Memory
 from attention_zoo.modules.recurrent import CELLS, RecurrentLayer
-from attention_zoo.notation import Array, Bool, Float, checked
+from attention_zoo.notation import Array, Bool, Float, Int, checked
 
 QUERIES = ("previous", "current")
 
@@ -79,7 +80,12 @@ class RecurrentDecoder(nn.Module):
 
     @checked
     def __call__(
-        self, inputs: Float[Array, "B T E"], memory: Memory | None, state: DecoderState, deterministic: bool = True
+        self,
+        inputs: Float[Array, "B T E"],
+        memory: Memory | None,
+        state: DecoderState,
+        deterministic: bool = True,
+        lengths: Int[Array, "B"] | None = None,
     ) -> tuple[Float[jax.Array, "B T O"], DecoderState, Alignment | None]:
         """Takes T more steps.
 
@@ -87,6 +93,8 @@ class RecurrentDecoder(nn.Module):
             inputs: embedded previous tokens, [B, T, E].
             memory: what `attention.remember` gave; None without attention.
             state: from `start` or from the last call.
+            lengths: steps of each row that are read, [B]; all T by default. What a row gives after them, its state
+                among that, is not to be read.
 
         Returns:
             features [B, T, ...], the state after the last step, and the alignment [B, T, S].
@@ -96,31 +104,38 @@ class RecurrentDecoder(nn.Module):
         """
         _check_rows(inputs, state.layers[0].hidden, state.fed, None if memory is None else memory.mask)
         if self.attention is None:
-            hidden, layers = self._run(inputs, state.layers, deterministic)
+            hidden, layers = self._run(inputs, state.layers, deterministic, lengths)
             return hidden, state._replace(layers=layers), None
         if self.query == "current" and not self.input_feeding:
-            hidden, layers = self._run(inputs, state.layers, deterministic)
+            hidden, layers = self._run(inputs, state.layers, deterministic, lengths)
             context, alignment, attention = self.ask(hidden, memory, state.attention, deterministic)
-            return self._attentional(context, hidden), DecoderState(layers, None, attention), alignment
-        return self._loop(inputs, memory, state, deterministic)
+            features = self._attentional(context, hidden, _batch_first(alive(lengths, inputs.shape[1])))
+            return features, DecoderState(layers, None, attention), alignment
+        return self._loop(inputs, memory, state, deterministic, alive(lengths, inputs.shape[1]))
 
     def _run(
-        self, inputs: jax.Array, states: tuple[State, ...], deterministic: bool
+        self, inputs: jax.Array, states: tuple[State, ...], deterministic: bool, lengths: jax.Array | None
     ) -> tuple[jax.Array, tuple[State, ...]]:
         outputs, finals = jnp.moveaxis(inputs, -2, 0), []
         for number, (layer, state) in enumerate(zip(self.stack, states, strict=True)):
             dropped = self.drop(outputs, deterministic=deterministic) if number else outputs
-            outputs, final = layer.run(layer.project(dropped), state)
+            projected = layer.project(dropped, alive(lengths, len(dropped)))
+            outputs, final = layer.run(projected, state, lengths)
             finals.append(final)
         return jnp.moveaxis(outputs, 0, -2), tuple(finals)
 
     def _loop(
-        self, inputs: jax.Array, memory: Memory | None, state: DecoderState, deterministic: bool
+        self,
+        inputs: jax.Array,
+        memory: Memory | None,
+        state: DecoderState,
+        deterministic: bool,
+        real: jax.Array | None,
     ) -> tuple[jax.Array, DecoderState, Alignment]:
-        projected = self.stack[0].project(jnp.moveaxis(inputs, -2, 0))
+        projected = self.stack[0].project(jnp.moveaxis(inputs, -2, 0), real)
         one = _previous if self.query == "previous" else _current
         if self.is_initializing():
-            one(self, memory, deterministic, state, projected[0])  # makes the parameters that the loop then reads
+            one(self, memory, deterministic, state, projected[0], None)  # makes the parameters that the loop then reads
         module, variables = self.unbind()
         # Once, not in every step, where the copies would not be the constants that `scan` knows. Vectors are left:
         # their gradients are summed step by step, in float32.
@@ -131,22 +146,24 @@ class RecurrentDecoder(nn.Module):
 
         def step(constants: Any, state: DecoderState, inputs: Any) -> Any:
             variables, memory = constants
-            projected, keys = inputs
-            return module.apply(variables, memory, deterministic, state, projected, method=one, rngs=keys)
+            *now, keys = inputs
+            return module.apply(variables, memory, deterministic, state, *now, method=one, rngs=keys)
 
-        state, (steps, alignment) = scan(step, (variables, memory), state, (projected, keys))
+        state, (steps, alignment) = scan(step, (variables, memory), state, (projected, real, keys))
         features, *context = jax.tree.map(lambda step: jnp.moveaxis(step, 0, -2), steps)
         if self.query == "previous":
-            features = self._deep(features, inputs, *context)
+            features = self._deep(jnp.concatenate([features, inputs, *context], -1), _batch_first(real))
         # Each step attended with one query: [T, B, 1, ...] to [B, T, ...].
         return features, state, jax.tree.map(lambda step: jnp.moveaxis(step[:, :, 0], 0, 1), alignment)
 
-    def advance(self, projected: jax.Array, states: tuple[State, ...], deterministic: bool) -> tuple[State, ...]:
+    def advance(
+        self, projected: jax.Array, states: tuple[State, ...], deterministic: bool, real: jax.Array | None
+    ) -> tuple[State, ...]:
         """One step of all layers, from the projected input of the first."""
-        finals = [self.stack[0].step(projected, states[0])]
+        finals = [self.stack[0].step(projected, states[0], real)]
         for layer, state in zip(self.stack[1:], states[1:], strict=True):
             dropped = self.drop(finals[-1].hidden, deterministic=deterministic)
-            finals.append(layer.step(layer.project(dropped), state))
+            finals.append(layer.step(layer.project(dropped, real), state, real))
         return tuple(finals)
 
     def ask(
@@ -165,12 +182,16 @@ class RecurrentDecoder(nn.Module):
         context, alignment, state = self.ask(query[..., None, :], memory, state, deterministic)
         return context[..., 0, :], alignment, state
 
-    def _attentional(self, context: jax.Array, hidden: jax.Array) -> jax.Array:
-        return jnp.tanh(self.combine(jnp.concatenate([context, hidden], -1)))
+    def _attentional(self, context: jax.Array, hidden: jax.Array, real: jax.Array | None) -> jax.Array:
+        return jnp.tanh(self.combine(jnp.concatenate([context, hidden], -1), real))
 
-    def _deep(self, before: jax.Array, inputs: jax.Array, context: jax.Array) -> jax.Array:
+    def _deep(self, read: jax.Array, real: jax.Array | None) -> jax.Array:
         # Each unit of the first half is paired with its like in the second: the paper's neighbours, reordered.
-        return jnp.maximum(*jnp.split(self.combine(jnp.concatenate([before, inputs, context], -1)), 2, -1))
+        return jnp.maximum(*jnp.split(self.combine(read, real), 2, -1))
+
+
+def _batch_first(real: jax.Array | None) -> jax.Array | None:
+    return None if real is None else real.T
 
 
 def _in_dtype(tree: Any, dtype: Dtype | None) -> Any:
@@ -187,18 +208,18 @@ def _check_rows(
     """The rows inside a state and a memory, which their annotations do not check."""
 
 
-def _previous(module, memory, deterministic, state, projected):  # type: ignore[no-untyped-def]
+def _previous(module, memory, deterministic, state, projected, real):  # type: ignore[no-untyped-def]
     """Bahdanau's step: s_{t-1} asks, the context enters the cell."""
     before = state.layers[-1].hidden
     context, alignment, attention = module.ask_once(before, memory, state.attention, deterministic)
-    layers = module.advance(projected + module.enter(context), state.layers, deterministic)
+    layers = module.advance(projected + module.enter(context, real), state.layers, deterministic, real)
     return DecoderState(layers, None, attention), ((before, context), alignment)
 
 
-def _current(module, memory, deterministic, state, projected):  # type: ignore[no-untyped-def]
+def _current(module, memory, deterministic, state, projected, real):  # type: ignore[no-untyped-def]
     """Luong's step with input feeding: the last attentional vector enters the cell, h_t asks."""
-    layers = module.advance(projected + module.enter(state.fed), state.layers, deterministic)
+    layers = module.advance(projected + module.enter(state.fed, real), state.layers, deterministic, real)
     hidden = layers[-1].hidden
     context, alignment, attention = module.ask_once(hidden, memory, state.attention, deterministic)
-    fed = module._attentional(context, hidden)
+    fed = module._attentional(context, hidden, real)
     return DecoderState(layers, fed, attention), ((fed,), alignment)

@@ -12,7 +12,8 @@ class Dense(nn.Module):
 
     The same mathematics as `flax.linen.Dense`; for the reason, see `functional.products.project`.
 
-    features: width of y. dtype: of the computation; parameters are float32.
+    features: width of y. dtype: of the computation; parameters are float32. Where some rows are not `real`, [...],
+    their results are not to be read.
     """
 
     features: int
@@ -22,8 +23,8 @@ class Dense(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, real: jax.Array | None = None) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (inputs.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
         inputs, kernel, bias = nn.dtypes.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        return project(inputs, kernel, bias)
+        return project(inputs, kernel, bias, real=real)

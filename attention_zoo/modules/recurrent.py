@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from attention_zoo.functional.masks import within
+from attention_zoo.functional.masks import alive
 from attention_zoo.functional.recurrent import (
     Cell,
     GRUState,
@@ -55,13 +55,13 @@ class RecurrentLayer(nn.Module):
         bias_init = _forget_one if self.cell == "lstm" else nn.initializers.zeros
         self.recurrent_bias = self.param("recurrent_bias", bias_init, (gates,))
 
-    def project(self, inputs: jax.Array) -> jax.Array:
-        """`W x`, and with "gru" `W x + b`, for any number of steps, [..., G]."""
-        return self.input(inputs)
+    def project(self, inputs: jax.Array, real: jax.Array | None = None) -> jax.Array:
+        """`W x`, and with "gru" `W x + b`, for any number of steps, [..., G]; real: those that are read, [...]."""
+        return self.input(inputs, real)
 
-    def step(self, projected: jax.Array, state: State) -> State:
-        """One step from a projected input [..., G]; the state is in its dtype too."""
-        return advance(CELLS[self.cell][0], projected, state, *self._recurrent(projected.dtype))
+    def step(self, projected: jax.Array, state: State, real: jax.Array | None = None) -> State:
+        """One step from a projected input [..., G]; the state is in its dtype too. real: rows that are read, [...]."""
+        return advance(CELLS[self.cell][0], projected, state, *self._recurrent(projected.dtype), real=real)
 
     @checked
     def run(
@@ -78,7 +78,7 @@ class RecurrentLayer(nn.Module):
         self, inputs: Float[Array, "S *b I"], lengths: Int[Array, "*b"] | None = None
     ) -> tuple[Float[jax.Array, "S *b D"], State]:
         """Inputs [S, ..., I], time first, from a state of zeros: outputs [S, ..., D] and the last state."""
-        projected = self.project(inputs)
+        projected = self.project(inputs, alive(lengths, len(inputs)))
         return self.run(projected, self.zeros(projected.shape[1:-1], projected.dtype), lengths)
 
     def zeros(self, batch: tuple[int, ...], dtype: Dtype = jnp.float32) -> State:
@@ -125,13 +125,13 @@ class RecurrentEncoder(nn.Module):
             last state of each layer, both directions joined in the same way.
         """
         outputs, finals = jnp.moveaxis(inputs, -2, 0), []
-        real = jnp.moveaxis(within(lengths, inputs.shape[-2]), -1, 0)[..., None]
+        real: Any = alive(lengths, inputs.shape[-2])
         for number in range(self.layers):
             before = outputs
             dropped = self.drop(before, deterministic=deterministic) if number else before
             outputs, final = self._layer(number, dropped, lengths)
             if self.residual and outputs.shape == before.shape:
-                outputs = outputs + jnp.where(real, before, 0).astype(outputs.dtype)
+                outputs = outputs + jnp.where(real[..., None], before, 0).astype(outputs.dtype)
             finals.append(final)
         return jnp.moveaxis(outputs, 0, -2), tuple(finals)
 

@@ -1,0 +1,126 @@
+"""Matrix products of the rows that are read: where one CPU is JAX's only device, it leaves out the others."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+from attention_zoo.notation import Array, Bool, Float, checked
+
+LEAST = 2**25  # multiplications, for which gathering rows is worth its time
+# How many rows a product may take: so many sixteenths of all, in multiples of 8. Every size is compiled.
+SIXTEENTHS = (4, 8, 10, 11, 12, 13, 14, 15, 16)
+MULTIPLE = 8
+
+
+class _Packing(NamedTuple):
+    """places: the rows' numbers [n], real ones first. spots: where each row is among these, [n]. choice: the first of
+    `_sizes` that holds all real rows."""
+
+    places: jax.Array
+    spots: jax.Array
+    choice: jax.Array
+
+
+@checked
+def real_rows_matmul(rows: Float[Array, "n I"], kernel: Float[Array, "I O"], real: Bool[Array, " n"]) -> jax.Array:
+    """`x W` for the rows that are real, [n, O].
+
+    The results of others are their own or zeros, and are not to be read: no gradient may come back from them. With one
+    CPU as JAX's only device, large products take the real rows together, wherever they stand, and of the others as
+    many as make a number of rows that is compiled; under `jax.vmap` all examples take as many as the fullest. Reverse
+    mode only, as with any `jax.custom_vjp`.
+
+    Args:
+        rows: x, [n, I].
+        kernel: W, [I, O].
+        real: True = this row's result is read, [n].
+    """
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return _packed(rows, kernel, real) if alone and len(rows) * kernel.size >= LEAST else rows @ kernel
+
+
+@jax.custom_vjp
+def _packed(rows: Array, kernel: Array, real: Array) -> jax.Array:
+    return _times(rows, kernel, real)
+
+
+def _forward(rows: Array, kernel: Array, real: Array) -> tuple[jax.Array, Any]:
+    return _times(rows, kernel, real), (rows, kernel, real)
+
+
+def _backward(kept: Any, gradient: Array) -> tuple[Array, Array, None]:
+    rows, kernel, real = kept
+    by_rows, by_kernel = _times_transposed(gradient, kernel, real), _sum(rows, gradient, real)
+    return by_rows.astype(rows.dtype), by_kernel.astype(kernel.dtype), None
+
+
+_packed.defvjp(_forward, _backward)
+
+
+@jax.jit  # traced once for all products of a size, as are the other two
+def _times(rows: Array, kernel: Array, real: Array) -> jax.Array:
+    return _row_by_row(lambda rows: rows @ kernel, rows, real)
+
+
+@jax.jit
+def _times_transposed(rows: Array, kernel: Array, real: Array) -> jax.Array:
+    return _row_by_row(lambda rows: rows @ kernel.T, rows, real)
+
+
+@jax.jit
+def _sum(rows: Array, gradient: Array, real: Array) -> jax.Array:
+    """`x^T dy`; dy is zero in rows that are not real."""
+    packing = _pack(real)
+
+    def of_first(size: int) -> jax.Array:
+        x, dy = (_take(array, packing.places[:size]) for array in (rows, gradient))
+        return x.T @ dy
+
+    return _switch(packing, of_first, lambda: rows.T @ gradient)
+
+
+def _row_by_row(function: Callable[[Array], jax.Array], rows: Array, real: Array) -> jax.Array:
+    packing = _pack(real)
+
+    def of_first(size: int) -> jax.Array:
+        found = function(_take(rows, packing.places[:size]))
+        return jnp.take(found, packing.spots, axis=0, mode="fill", fill_value=0)
+
+    return _switch(packing, of_first, lambda: function(rows))
+
+
+def _switch(packing: _Packing, of_first: Callable[[int], jax.Array], of_all: Callable[[], jax.Array]) -> jax.Array:
+    sizes = _sizes(len(packing.places))
+    return jax.lax.switch(packing.choice, [*(partial(of_first, size) for size in sizes[:-1]), of_all])
+
+
+def _take(rows: Array, places: Array) -> jax.Array:
+    return jnp.take(rows, places, axis=0, mode="clip")
+
+
+def _sizes(rows: int) -> list[int]:
+    return sorted({min(rows, -(-rows * share // (16 * MULTIPLE)) * MULTIPLE) for share in SIXTEENTHS})
+
+
+def _pack(real: Array) -> _Packing:
+    at, count = jnp.arange(len(real), dtype=jnp.int32), jnp.sum(real, dtype=jnp.int32)
+    before = jnp.cumsum(real, dtype=jnp.int32) - real  # real ones
+    spots = jnp.where(real, before, count + at - before)
+    places = jnp.zeros_like(at).at[spots].set(at, unique_indices=True)
+    choice = sum(jnp.int32(count > size) for size in _sizes(len(real))[:-1])
+    return _Packing(places, spots, _largest(jnp.asarray(choice)))
+
+
+@custom_vmap
+def _largest(choice: Array) -> Array:
+    """The choice; under `vmap` the largest, for all examples: for choices of their own they would compute all sizes."""
+    return choice
+
+
+@_largest.def_vmap
+def _of_all(size: int, mapped: Any, choice: Array) -> tuple[Array, bool]:
+    return _largest(jnp.max(choice)), False

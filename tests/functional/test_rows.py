@@ -1,0 +1,152 @@
+"""Products of the real rows equal those of all rows, in value and gradient, and are smaller."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attention_zoo.functional import rows
+from attention_zoo.functional.recurrent import RecurrentWeights, gru, lstm
+from attention_zoo.functional.rows import real_rows_matmul
+from tests.quick import quick
+
+N, I, O = 19, 5, 3  # noqa: E741 - rows, and the widths of the input and the output
+DRAW = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _always(monkeypatch):
+    """Small products too are of real rows alone, and of nearly as few as there are."""
+    monkeypatch.setattr(rows, "LEAST", 0)
+    monkeypatch.setattr(rows, "MULTIPLE", 1)
+
+
+def problem(dtype="float64"):
+    return (jnp.asarray(DRAW.normal(size=shape), dtype) for shape in ((N, I), (I, O), (N, O)))
+
+
+def pulled(product, x, kernel, real, by):
+    """The results that are read, zeros elsewhere, and the gradients by x and the kernel."""
+    results, pull_back = jax.vjp(lambda x, kernel: jnp.where(real[:, None], product(x, kernel, real), 0), x, kernel)
+    return results, pull_back(by)
+
+
+def of_all(x, kernel, real):
+    return x @ kernel
+
+
+def dots(function, *arguments):
+    """The rows of every product in a program, those in its branches among them, and whether it branches."""
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                found.append(equation.invars[0].aval.shape)
+            branches.append(equation.primitive.name == "cond")
+            for inner in jax.tree.leaves(list(equation.params.values())):
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    walk(getattr(inner, "jaxpr", inner))
+
+    found, branches = [], []
+    walk(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return found, any(branches)
+
+
+@pytest.mark.usefixtures("float64")
+def test_equals_the_product_of_all_rows_for_every_number_of_real_ones():
+    x, kernel, by = problem()
+    found, expected = (quick(lambda *a, product=product: pulled(product, *a)) for product in (real_rows_matmul, of_all))
+    for count in range(N + 1):
+        real = jnp.asarray(DRAW.permutation(N) < count)
+        some, whole = (work(x, kernel, real, by) for work in (found, expected))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), some, whole)
+
+
+@pytest.mark.usefixtures("float64")
+def test_garbage_in_other_rows_changes_nothing():
+    x, kernel, by = problem()
+    real = jnp.asarray(DRAW.permutation(N) < 11)
+    work = quick(lambda x: pulled(real_rows_matmul, x, kernel, real, by))
+    clean, garbled = (work(jnp.where(real[:, None], x, fill)) for fill in (0.0, 1e300))
+    jax.tree.map(np.testing.assert_array_equal, garbled, clean)
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_gradients_have_the_dtype_of_what_they_are_of(dtypes):
+    (x, kernel, by), real = problem("float32"), jnp.arange(N) < 7
+    x, kernel = x.astype(dtypes[0]), kernel.astype(dtypes[1])
+    by = by.astype(jnp.result_type(x, kernel))
+    some, whole = (pulled(product, x, kernel, real, by) for product in (real_rows_matmul, of_all))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-2), some, whole)
+    assert [leaf.dtype for leaf in jax.tree.leaves(some)] == [leaf.dtype for leaf in jax.tree.leaves(whole)]
+
+
+def test_a_product_takes_as_many_rows_as_are_needed_and_few_more():
+    sizes = rows._sizes(1600)
+    assert sizes == [400, 800, 1000, 1100, 1200, 1300, 1400, 1500, 1600]
+    for count, size in ((0, 400), (400, 400), (401, 800), (1201, 1300), (1600, 1600)):
+        assert sizes[int(rows._pack(jnp.arange(1600) >= 1600 - count).choice)] == size
+
+
+def test_small_products_are_in_multiples_of_eight(monkeypatch):
+    monkeypatch.setattr(rows, "MULTIPLE", 8)
+    assert [rows._sizes(n) for n in (3, 8, 17, 64)] == [[3], [8], [8, 16, 17], [16, 32, 40, 48, 56, 64]]
+
+
+@pytest.mark.usefixtures("float64")
+def test_vmap_over_the_rows_takes_one_branch_for_all_examples():
+    x, kernel, by = problem()
+    real = jnp.asarray([DRAW.permutation(N) < count for count in (0, 7, 13)])
+    many = jax.vmap(lambda *arguments: pulled(real_rows_matmul, *arguments), (None, None, 0, None))
+    expected = jax.vmap(lambda *arguments: pulled(of_all, *arguments), (None, None, 0, None))
+    arguments = x, kernel, real, by
+    found = quick(many)(*arguments), quick(expected)(*arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), *found)
+    # A switch whose choice was mapped would be a choice among the results of all its branches.
+    _, branches = dots(many, *arguments)
+    assert branches
+
+
+@pytest.mark.parametrize(("setting", "value"), [("LEAST", N * I * O + 1), ("MULTIPLE", N)])
+def test_a_small_product_takes_all_rows(monkeypatch, setting, value):
+    x, kernel, _ = problem("float32")
+    real = jnp.arange(N) < 7
+    few, branches = dots(lambda *a: real_rows_matmul(*a, real), x, kernel)
+    assert branches and {(5, I), (N, I)} < set(few)
+    monkeypatch.setattr(rows, setting, value)
+    jax.clear_caches()
+    assert dots(lambda *a: real_rows_matmul(*a, real), x, kernel) == ([(N, I)], False)
+
+
+def test_all_rows_are_taken_on_several_devices_and_off_the_cpu(monkeypatch):
+    x, kernel, _ = problem("float32")
+    for name, value in (("device_count", 2), ("default_backend", "gpu")):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, name, lambda value=value: value)
+            assert dots(lambda *a: real_rows_matmul(*a, jnp.arange(N) < 7), x, kernel) == ([(N, I)], False)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "gru_reset_before"])
+def test_a_recurrent_layer_is_the_same(monkeypatch, kind, reverse):
+    batch, steps, width, units = 7, 5, 3, 2
+    layer = {"lstm": lstm, "gru": gru, "gru_reset_before": lambda *a, **k: gru(*a, reset_after=False, **k)}[kind]
+    gates = units * (4 if kind == "lstm" else 3)
+    shapes = (width, gates), (units, gates), (gates,), (gates,)
+    inputs, weights = (
+        DRAW.normal(size=(batch, steps, width)),
+        RecurrentWeights(*map(DRAW.normal, map(np.zeros, shapes))),
+    )
+    lengths = jnp.array([0, 5, 3, 1, 2, 5, 1])
+    by = DRAW.normal(size=(batch, steps, units))
+
+    def loss(inputs, weights):
+        outputs, state = layer(inputs, weights, lengths=lengths, reverse=reverse)
+        return jnp.sum(outputs * by) + jnp.sum(state.hidden**2)
+
+    some = quick(jax.value_and_grad(loss, (0, 1)))(inputs, weights)
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "LEAST", 10**9)
+        whole = quick(jax.value_and_grad(lambda *a: loss(*a), (0, 1)))(inputs, weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), some, whole)
