@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.arrays import apart, differentiable
-from attention_zoo.functional.rows import real_rows_matmul
+from attention_zoo.functional.rows import pull_back, real_rows_matmul
 from attention_zoo.notation import Array
 
 Operation = Callable[..., jax.Array]
@@ -60,6 +60,7 @@ def product(
     *others: Array,
     join: Callable[[Array], Array],
     plus: Array | None = None,
+    back: Operation | None = None,
 ) -> jax.Array:
     """`operation(inputs, constant, *others)`, linear in two; inside `scan` its gradient by the constant waits.
 
@@ -70,6 +71,7 @@ def product(
         others: what else it takes, without a gradient.
         join: turns the stacked steps [T, ...] of x, of y and of the others into one each, of the same operation.
         plus: is added to y. `scan` then keeps the sum alone.
+        back: of dy, W and the others gives dx, as the operation's transpose does by default.
 
     Raises:
         ValueError: `plus` has not the shape and the dtype of y.
@@ -85,7 +87,8 @@ def product(
         outputs = _sum(operation(inputs, tape.constants[leaf], *others), plus)
     else:
         known = tape.recalled[len(tape.outputs)]
-        outputs = _recalled(operation, inputs, tape.constants[leaf], others, plus, known)
+        back = partial(_transposed, operation, jax.typeof(inputs)) if back is None else back
+        outputs = _recalled(back, inputs, tape.constants[leaf], others, plus, known)
     tape.uses.append(Use(operation, join, leaf))
     tape.inputs.append((inputs, *others))
     tape.outputs.append(outputs)
@@ -105,31 +108,34 @@ def _sum(outputs: jax.Array, plus: Array | None) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recalled(
-    operation: Operation, inputs: Array, constant: Array, others: Any, plus: Array | None, outputs: Array
+    back: Operation, inputs: Array, constant: Array, others: Any, plus: Array | None, outputs: Array
 ) -> Array:
-    """`operation(inputs, constant, *others) + plus`, which is known; its gradient by the constant waits."""
+    """A product with what is added to it, which is known; its gradient by the constant waits."""
     return outputs
 
 
 def _recalled_forward(
-    operation: Operation, inputs: Array, constant: Array, others: Any, plus: Array | None, outputs: Array
+    back: Operation, inputs: Array, constant: Array, others: Any, plus: Array | None, outputs: Array
 ) -> tuple[Array, Any]:
     summed = plus is not None
     return apart(outputs) if summed else outputs, (inputs, constant, others, () if summed else None)
 
 
-def _recalled_backward(operation: Operation, kept: Any, gradient: jax.Array) -> Any:
+def _recalled_backward(back: Operation, kept: Any, gradient: jax.Array) -> Any:
     inputs, constant, others, summed = kept
     by_plus = None if summed is None else gradient
     if not differentiable(inputs):
         return None, None, None, by_plus, gradient
-    of_inputs = lambda inputs: operation(inputs, constant, *others)  # noqa: E731
-    # What has a gradient of its own has no transpose; XLA drops the product.
-    pull_back = jax.vjp(of_inputs, inputs)[1] if others else jax.linear_transpose(of_inputs, inputs)
-    return *pull_back(gradient), None, None, by_plus, gradient
+    return back(gradient, constant, *others), None, None, by_plus, gradient
 
 
 _recalled.defvjp(_recalled_forward, _recalled_backward)
+
+
+def _transposed(operation: Operation, inputs: Any, gradient: Array, constant: Array, *others: Array) -> jax.Array:
+    of_inputs = lambda inputs: operation(inputs, constant, *others)  # noqa: E731
+    (by_inputs,) = jax.linear_transpose(of_inputs, inputs)(gradient)
+    return by_inputs
 
 
 def project(
@@ -153,10 +159,8 @@ def project(
     rows = inputs.reshape(-1, inputs.shape[-1])
     if plus is not None and plus.shape[:-1] == inputs.shape[:-1]:
         plus = plus.reshape(-1, plus.shape[-1])
-    if real is None:
-        flat = product(jnp.matmul, rows, kernel, join=_as_rows, plus=plus)
-    else:
-        flat = product(real_rows_matmul, rows, kernel, real.reshape(-1), join=_as_rows, plus=plus)
+    operation, some = (jnp.matmul, ()) if real is None else (real_rows_matmul, (real.reshape(-1),))
+    flat = product(operation, rows, kernel, *some, join=_as_rows, plus=plus, back=pull_back)
     return (flat if bias is None else flat + bias[None]).reshape(*inputs.shape[:-1], kernel.shape[-1])
 
 

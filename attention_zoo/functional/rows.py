@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
+from attention_zoo.functional.arrays import apart
 from attention_zoo.notation import Array, Bool, Float, checked
 
 LEAST = 2**25  # multiplications, for which gathering rows is worth its time
@@ -39,36 +40,57 @@ def real_rows_matmul(rows: Float[Array, "n I"], kernel: Float[Array, "I O"], rea
         kernel: W, [I, O].
         real: True = this row's result is read, [n].
     """
+    return _packed(rows, kernel, real) if _worth(rows, kernel) else rows @ kernel
+
+
+def pull_back(gradient: Array, kernel: Array, real: Array | None = None) -> jax.Array:
+    """`dy W^T`, the gradient of a step's `x W` by x, [n, I]; where rows are not `real`, [n], their dy is zero.
+
+    Of W^T as an array of its own, which a CPU multiplies faster by than by W from its other side. XLA forms it once,
+    before the loop.
+    """
+    transpose = apart(kernel.T)
+    packs = real is not None and _worth(gradient, kernel)
+    return _row_by_row(jnp.matmul, gradient, transpose, real) if packs else gradient @ transpose
+
+
+def _worth(rows: Array, kernel: Array) -> bool:
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return _packed(rows, kernel, real) if alone and len(rows) * kernel.size >= LEAST else rows @ kernel
+    return alone and len(rows) * kernel.size >= LEAST
 
 
 @jax.custom_vjp
 def _packed(rows: Array, kernel: Array, real: Array) -> jax.Array:
-    return _times(rows, kernel, real)
+    return _row_by_row(jnp.matmul, rows, kernel, real)
 
 
 def _forward(rows: Array, kernel: Array, real: Array) -> tuple[jax.Array, Any]:
-    return _times(rows, kernel, real), (rows, kernel, real)
+    return _packed(rows, kernel, real), (rows, kernel, real)
 
 
 def _backward(kept: Any, gradient: Array) -> tuple[Array, Array, None]:
     rows, kernel, real = kept
-    by_rows, by_kernel = _times_transposed(gradient, kernel, real), _sum(rows, gradient, real)
+    by_rows, by_kernel = _row_by_row(_matmul_transposed, gradient, kernel, real), _sum(rows, gradient, real)
     return by_rows.astype(rows.dtype), by_kernel.astype(kernel.dtype), None
 
 
 _packed.defvjp(_forward, _backward)
 
 
-@jax.jit  # traced once for all products of a size, as are the other two
-def _times(rows: Array, kernel: Array, real: Array) -> jax.Array:
-    return _row_by_row(lambda rows: rows @ kernel, rows, real)
+def _matmul_transposed(rows: Array, kernel: Array) -> jax.Array:
+    return rows @ kernel.T
 
 
-@jax.jit
-def _times_transposed(rows: Array, kernel: Array, real: Array) -> jax.Array:
-    return _row_by_row(lambda rows: rows @ kernel.T, rows, real)
+@partial(jax.jit, static_argnums=0)  # traced once for all products of a size, as is the other
+def _row_by_row(product: Callable[[Array, Array], jax.Array], rows: Array, kernel: Array, real: Array) -> jax.Array:
+    """The products of the real rows; of others theirs or zeros."""
+    packing = _pack(real)
+
+    def of_first(size: int) -> jax.Array:
+        found = product(_take(rows, packing.places[:size]), kernel)
+        return jnp.take(found, packing.spots, axis=0, mode="fill", fill_value=0)
+
+    return _switch(packing, of_first, lambda: product(rows, kernel))
 
 
 @jax.jit
@@ -81,16 +103,6 @@ def _sum(rows: Array, gradient: Array, real: Array) -> jax.Array:
         return x.T @ dy
 
     return _switch(packing, of_first, lambda: rows.T @ gradient)
-
-
-def _row_by_row(function: Callable[[Array], jax.Array], rows: Array, real: Array) -> jax.Array:
-    packing = _pack(real)
-
-    def of_first(size: int) -> jax.Array:
-        found = function(_take(rows, packing.places[:size]))
-        return jnp.take(found, packing.spots, axis=0, mode="fill", fill_value=0)
-
-    return _switch(packing, of_first, lambda: function(rows))
 
 
 def _switch(packing: _Packing, of_first: Callable[[int], jax.Array], of_all: Callable[[], jax.Array]) -> jax.Array:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from attention_zoo.functional import rows
 from attention_zoo.functional.recurrent import RecurrentWeights, gru, lstm
@@ -60,6 +61,18 @@ def test_equals_the_product_of_all_rows_for_every_number_of_real_ones():
         real = jnp.asarray(DRAW.permutation(N) < count)
         some, whole = (work(x, kernel, real, by) for work in (found, expected))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), some, whole)
+
+
+@pytest.mark.usefixtures("float64")
+def test_gradients_by_finite_differences():
+    x, kernel, _ = problem()
+    real = jnp.asarray(DRAW.permutation(N) < 11)
+
+    @quick
+    def read(x, kernel):
+        return jnp.where(real[:, None], jnp.sin(real_rows_matmul(x, kernel, real)), 0)
+
+    check_grads(read, (x, kernel), order=1, modes=["rev"])
 
 
 @pytest.mark.usefixtures("float64")
