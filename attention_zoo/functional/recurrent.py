@@ -47,6 +47,7 @@ class GRUState(NamedTuple):
 
 State: TypeAlias = LSTMState | GRUState
 Cell: TypeAlias = Callable[[jax.Array, jax.Array, Any], Any]
+Kernel: TypeAlias = Array | tuple[Array, Array]  # two: of `gru_reset_before_cell`
 
 
 @checked
@@ -104,11 +105,7 @@ def gru_reset_before_cell(inputs: Float[Array, "*b G"], recurrent: Float[Array, 
 
 
 def recurrent_product(
-    inputs: Array,
-    hidden: Array,
-    kernel: Array | tuple[Array, Array],
-    bias: Array | None,
-    real: Array | None = None,
+    inputs: Array, hidden: Array, kernel: Kernel, bias: Array | None, real: Array | None = None
 ) -> jax.Array:
     """What a cell reads of the last hidden state, `U h' + c`, [..., G].
 
@@ -133,13 +130,7 @@ def recurrent_product(
 
 
 def advance(
-    cell: Cell,
-    projected: Array,
-    state: State,
-    kernel: Array | tuple[Array, Array],
-    bias: Array | None,
-    *,
-    real: Array | None = None,
+    cell: Cell, projected: Array, state: State, kernel: Kernel, bias: Array | None, *, real: Array | None = None
 ) -> State:
     """The state after one step: `cell(x, h' U + c, s')`, see `recurrent_product`.
 
