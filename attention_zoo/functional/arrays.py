@@ -93,6 +93,11 @@ def stays_apart() -> bool:
     return jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 11)
 
 
+def one_cpu() -> bool:
+    """Whether a CPU is JAX's only device, so that rows may be gathered from wherever they stand."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
 def stacked(length: int, tree: Any) -> Any:
     """The shapes of a tree's leaves, stacked."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype), tree)

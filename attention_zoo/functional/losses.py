@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_zoo.functional.arrays import one_cpu
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
 _ROWS = 4096  # of logits at a time: enough to fill an accelerator
@@ -120,8 +121,7 @@ def _over_slices(
     """The last sums of `one`, slice after slice, and what it gave, in its place in `found`: zeros [B, T, D] or None."""
     if not mask.size:
         return sums, found
-    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return (_over_real_rows if alone else _over_steps)(one, rows, sums, found, features, targets, mask)
+    return (_over_real_rows if one_cpu() else _over_steps)(one, rows, sums, found, features, targets, mask)
 
 
 def _over_real_rows(

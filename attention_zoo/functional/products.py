@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.arrays import apart, differentiable
-from attention_zoo.functional.rows import pull_back, real_rows_matmul
+from attention_zoo.functional.rows import matmul, real_rows_matmul, transposed_matmul
 from attention_zoo.notation import Array
 
 Operation = Callable[..., jax.Array]
@@ -60,6 +60,7 @@ def product(
     *others: Array,
     join: Callable[[Array], Array],
     plus: Array | None = None,
+    inside: Operation | None = None,
     back: Operation | None = None,
 ) -> jax.Array:
     """`operation(inputs, constant, *others)`, linear in two; inside `scan` its gradient by the constant waits.
@@ -71,6 +72,8 @@ def product(
         others: what else it takes, without a gradient.
         join: turns the stacked steps [T, ...] of x, of y and of the others into one each, of the same operation.
         plus: is added to y. `scan` then keeps the sum alone.
+        inside: what computes it in `scan`, which differentiates it by itself: the operation, without a gradient of its
+            own where it has one.
         back: of dy, W and the others gives dx, as the operation's transpose does by default.
 
     Raises:
@@ -84,10 +87,10 @@ def product(
         return _sum(operation(inputs, constant, *others), plus)
     leaf = tape.leaves[id(constant)]
     if tape.recalled is None:
-        outputs = _sum(operation(inputs, tape.constants[leaf], *others), plus)
+        outputs = _sum((inside or operation)(inputs, tape.constants[leaf], *others), plus)
     else:
         known = tape.recalled[len(tape.outputs)]
-        back = partial(_transposed, operation, jax.typeof(inputs)) if back is None else back
+        back = back or partial(_transposed, operation, jax.typeof(inputs))
         outputs = _recalled(back, inputs, tape.constants[leaf], others, plus, known)
     tape.uses.append(Use(operation, join, leaf))
     tape.inputs.append((inputs, *others))
@@ -126,7 +129,7 @@ def _recalled_backward(back: Operation, kept: Any, gradient: jax.Array) -> Any:
     by_plus = None if summed is None else gradient
     if not differentiable(inputs):
         return None, None, None, by_plus, gradient
-    return back(gradient, constant, *others), None, None, by_plus, gradient
+    return back(gradient, constant, *others).astype(inputs.dtype), None, None, by_plus, gradient
 
 
 _recalled.defvjp(_recalled_forward, _recalled_backward)
@@ -159,8 +162,11 @@ def project(
     rows = inputs.reshape(-1, inputs.shape[-1])
     if plus is not None and plus.shape[:-1] == inputs.shape[:-1]:
         plus = plus.reshape(-1, plus.shape[-1])
-    operation, some = (jnp.matmul, ()) if real is None else (real_rows_matmul, (real.reshape(-1),))
-    flat = product(operation, rows, kernel, *some, join=_as_rows, plus=plus, back=pull_back)
+    options: Any = {"join": _as_rows, "plus": plus, "back": transposed_matmul}
+    if real is None:
+        flat = product(jnp.matmul, rows, kernel, **options)
+    else:
+        flat = product(real_rows_matmul, rows, kernel, real.reshape(-1), inside=matmul, **options)
     return (flat if bias is None else flat + bias[None]).reshape(*inputs.shape[:-1], kernel.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""Matrix products of the rows that are read: where one CPU is JAX's only device, it leaves out the others."""
+"""Matrix products of the rows that are read: where a CPU is JAX's only device, large ones leave out the others."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from attention_zoo.functional.arrays import apart
+from attention_zoo.functional.arrays import apart, one_cpu
 from attention_zoo.notation import Array, Bool, Float, checked
 
 LEAST = 2**25  # multiplications, for which gathering rows is worth its time
@@ -31,9 +31,9 @@ def real_rows_matmul(rows: Float[Array, "n I"], kernel: Float[Array, "I O"], rea
     """`x W` for the rows that are real, [n, O].
 
     The results of others are their own or zeros, and are not to be read: no gradient may come back from them. With one
-    CPU as JAX's only device, large products take the real rows together, wherever they stand, and of the others as
-    many as make a number of rows that is compiled; under `jax.vmap` all examples take as many as the fullest. Reverse
-    mode only, as with any `jax.custom_vjp`.
+    CPU as JAX's only device, large products (`LEAST`) take the real rows together, wherever they stand, and of the
+    others as many as make a number of rows that is compiled; under `jax.vmap` all examples take as many as the fullest.
+    Those are reverse mode only, as with any `jax.custom_vjp`.
 
     Args:
         rows: x, [n, I].
@@ -43,20 +43,24 @@ def real_rows_matmul(rows: Float[Array, "n I"], kernel: Float[Array, "I O"], rea
     return _packed(rows, kernel, real) if _worth(rows, kernel) else rows @ kernel
 
 
-def pull_back(gradient: Array, kernel: Array, real: Array | None = None) -> jax.Array:
+def matmul(rows: Array, kernel: Array, real: Array) -> jax.Array:
+    """`real_rows_matmul` without a gradient of its own: for a loop that knows what that is."""
+    return _row_by_row(jnp.matmul, rows, kernel, real) if _worth(rows, kernel) else rows @ kernel
+
+
+def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None) -> jax.Array:
     """`dy W^T`, the gradient of a step's `x W` by x, [n, I]; where rows are not `real`, [n], their dy is zero.
 
     Of W^T as an array of its own, which a CPU multiplies faster by than by W from its other side. XLA forms it once,
     before the loop.
     """
     transpose = apart(kernel.T)
-    packs = real is not None and _worth(gradient, kernel)
-    return _row_by_row(jnp.matmul, gradient, transpose, real) if packs else gradient @ transpose
+    return gradient @ transpose if real is None else matmul(gradient, transpose, real)
 
 
 def _worth(rows: Array, kernel: Array) -> bool:
-    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return alone and len(rows) * kernel.size >= LEAST
+    number = rows.shape[0]  # jax.export may know it by a name only
+    return one_cpu() and isinstance(number, int) and number * kernel.size >= LEAST
 
 
 @jax.custom_vjp
@@ -65,20 +69,20 @@ def _packed(rows: Array, kernel: Array, real: Array) -> jax.Array:
 
 
 def _forward(rows: Array, kernel: Array, real: Array) -> tuple[jax.Array, Any]:
-    return _packed(rows, kernel, real), (rows, kernel, real)
+    return _row_by_row(jnp.matmul, rows, kernel, real), (rows, kernel, real)
 
 
 def _backward(kept: Any, gradient: Array) -> tuple[Array, Array, None]:
     rows, kernel, real = kept
-    by_rows, by_kernel = _row_by_row(_matmul_transposed, gradient, kernel, real), _sum(rows, gradient, real)
+    by_rows, by_kernel = _row_by_row(_from_behind, gradient, kernel, real), _by_kernel(rows, gradient, real)
     return by_rows.astype(rows.dtype), by_kernel.astype(kernel.dtype), None
 
 
 _packed.defvjp(_forward, _backward)
 
 
-def _matmul_transposed(rows: Array, kernel: Array) -> jax.Array:
-    return rows @ kernel.T
+def _from_behind(rows: Array, kernel: Array) -> jax.Array:
+    return rows @ kernel.T  # for one product a transpose of its own would be an array more
 
 
 @partial(jax.jit, static_argnums=0)  # traced once for all products of a size, as is the other
@@ -94,7 +98,7 @@ def _row_by_row(product: Callable[[Array, Array], jax.Array], rows: Array, kerne
 
 
 @jax.jit
-def _sum(rows: Array, gradient: Array, real: Array) -> jax.Array:
+def _by_kernel(rows: Array, gradient: Array, real: Array) -> jax.Array:
     """`x^T dy`; dy is zero in rows that are not real."""
     packing = _pack(real)
 
@@ -114,8 +118,8 @@ def _take(rows: Array, places: Array) -> jax.Array:
     return jnp.take(rows, places, axis=0, mode="clip")
 
 
-def _sizes(rows: int) -> list[int]:
-    return sorted({min(rows, -(-rows * share // (16 * MULTIPLE)) * MULTIPLE) for share in SIXTEENTHS})
+def _sizes(number: int) -> list[int]:
+    return sorted({min(number, -(-number * share // (16 * MULTIPLE)) * MULTIPLE) for share in SIXTEENTHS})
 
 
 def _pack(real: Array) -> _Packing:
@@ -135,4 +139,4 @@ def _largest(choice: Array) -> Array:
 
 @_largest.def_vmap
 def _of_all(size: int, mapped: Any, choice: Array) -> tuple[Array, bool]:
-    return _largest(jnp.max(choice)), False
+    return _largest(jnp.max(choice, initial=0)), False

@@ -184,11 +184,12 @@ class Seq2Seq(nn.Module):
     ) -> tuple[jax.Array, jax.Array, Alignment | None]:
         """Loss and token accuracy of targets [B, T] by teacher forcing, without ever holding all logits; the alignment.
 
-        Equal to `losses.cross_entropy` of the logits that the call gives; see `losses.projected_cross_entropy`.
+        What follows the last target of a row that counts is not computed, and its alignment not to be read. Equal
+        to `losses.cross_entropy` of the logits that the call gives; see `losses.projected_cross_entropy`.
         """
         cache = self.start(source, source_lengths, deterministic)
         # Steps before one that counts are read, even where they do not count themselves.
-        lengths = jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[1] + 1), 0), 1)
+        lengths = jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[1] + 1), 0), 1, initial=0)
         features, _, alignment = self._features(cache, target_inputs, deterministic, lengths)
         if self.tied:
             kernel, bias = self.target_embedding.matrix().T, None

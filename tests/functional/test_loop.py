@@ -63,6 +63,17 @@ def test_equals_lax_scan_in_value_and_every_gradient(reverse):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), of(deferred), of(plain))
 
 
+@pytest.mark.parametrize(("kernel", "x"), [("float32", "bfloat16"), ("bfloat16", "float16"), ("bfloat16", "float32")])
+def test_gradients_have_the_dtypes_of_what_they_are_of(kernel, x):
+    def one(kernel, carry, x):
+        carry = jnp.tanh(carry + project(x, kernel).astype(carry.dtype))
+        return carry, carry
+
+    arrays = jnp.ones((D, D), kernel), jnp.zeros((B, D)), jnp.ones((T, B, D), x)
+    found = jax.grad(lambda *a: scan(one, *a)[1].sum(), (0, 1, 2))(*arrays)
+    assert [leaf.dtype for leaf in found] == [leaf.dtype for leaf in arrays]
+
+
 @pytest.mark.usefixtures("float64")
 def test_gradients_by_finite_differences():
     constants, carry, xs = arguments()

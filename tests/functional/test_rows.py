@@ -75,6 +75,20 @@ def test_gradients_by_finite_differences():
     check_grads(read, (x, kernel), order=1, modes=["rev"])
 
 
+def test_value_and_both_gradients_leave_rows_out():
+    (x, kernel, by), real = problem("float32"), jnp.arange(N) < 7
+    taken = dots(lambda x, kernel: pulled(real_rows_matmul, x, kernel, real, by), x, kernel)[0]
+    assert {(5, I), (5, O), (I, 5)} < set(taken)
+
+
+def test_going_back_in_a_loop_leaves_rows_out(monkeypatch):
+    (_, kernel, by), real = problem("float32"), jnp.arange(N) < 7
+    by = jnp.where(real[:, None], by, 0)
+    np.testing.assert_allclose(rows.transposed_matmul(by, kernel, real), by @ kernel.T, rtol=1e-6)
+    assert (5, O) in dots(rows.transposed_matmul, by, kernel, real)[0]
+    assert dots(rows.transposed_matmul, by, kernel) == ([(N, O)], False)
+
+
 @pytest.mark.usefixtures("float64")
 def test_garbage_in_other_rows_changes_nothing():
     x, kernel, by = problem()
@@ -131,6 +145,16 @@ def test_a_small_product_takes_all_rows(monkeypatch, setting, value):
     assert dots(lambda *a: real_rows_matmul(*a, real), x, kernel) == ([(N, I)], False)
 
 
+def test_no_examples_and_rows_of_a_number_that_only_a_name_stands_for():
+    x, kernel, by = problem("float32")
+    none = jax.vmap(lambda real: pulled(real_rows_matmul, x, kernel, real, by), 0)(jnp.zeros((0, N), bool))
+    assert none[0].shape == (0, N, O)
+    (n,) = jax.export.symbolic_shape("n")
+    shapes = jax.ShapeDtypeStruct((n, I), x.dtype), kernel, jax.ShapeDtypeStruct((n,), bool)
+    exported = jax.export.export(jax.jit(real_rows_matmul))(*shapes)
+    np.testing.assert_allclose(exported.call(x, kernel, jnp.ones(N, bool)), x @ kernel, rtol=1e-6)
+
+
 def test_all_rows_are_taken_on_several_devices_and_off_the_cpu(monkeypatch):
     x, kernel, _ = problem("float32")
     for name, value in (("device_count", 2), ("default_backend", "gpu")):
@@ -158,8 +182,18 @@ def test_a_recurrent_layer_is_the_same(monkeypatch, kind, reverse):
         outputs, state = layer(inputs, weights, lengths=lengths, reverse=reverse)
         return jnp.sum(outputs * by) + jnp.sum(state.hidden**2)
 
-    some = quick(jax.value_and_grad(loss, (0, 1)))(inputs, weights)
+    def bent(inputs, weights, along):
+        """The Hessian times a vector, forward over reverse."""
+        return jax.jvp(lambda weights: jax.grad(loss, 1)(inputs, weights), (weights,), (along,))[1]
+
+    # What is carried forth and back is of the batch alone, [7, D] and [7, G].
+    assert {(2, units), (2, gates)} < set(dots(jax.grad(loss), inputs, weights)[0]) or kind == "gru_reset_before"
+    along = jax.tree.map(jnp.ones_like, weights)
+    some = quick(jax.value_and_grad(loss, (0, 1)))(inputs, weights), quick(bent)(inputs, weights, along)
     with monkeypatch.context() as patch:
         patch.setattr(rows, "LEAST", 10**9)
-        whole = quick(jax.value_and_grad(lambda *a: loss(*a), (0, 1)))(inputs, weights)
+        whole = (
+            quick(jax.value_and_grad(lambda *a: loss(*a), (0, 1)))(inputs, weights),
+            quick(bent)(inputs, weights, along),
+        )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), some, whole)

@@ -16,6 +16,16 @@ MASK = np.array([[True] * T, [True, False, True] + [False] * (T - 3), [False] * 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_a_target_of_no_steps_costs_nothing(name):
+    model, params, source, lengths, target = make(**FAMILIES[name])
+    nothing = target[:, :0]
+    loss, right, _ = quick(partial(model.apply, method="loss"))(
+        params, source, lengths, nothing, nothing, nothing.astype(bool)
+    )
+    assert (float(loss), float(right)) == (0, 0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_loss_and_its_gradient_are_the_same(monkeypatch, name):
     model, params, source, lengths, target = make(**FAMILIES[name])
     inputs = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=1)
@@ -23,13 +33,25 @@ def test_the_loss_and_its_gradient_are_the_same(monkeypatch, name):
     def loss(params):
         return model.apply(params, source, lengths, inputs, target, MASK, method="loss")[0]
 
-    taken = []
-    packed = rows._packed
-    monkeypatch.setattr(rows, "_packed", lambda *arguments: taken.append(arguments) or packed(*arguments))
+    forth, back = set(), set()
+    row_by_row, by_kernel = rows._row_by_row, rows._by_kernel
+
+    def going(product, x, kernel, real):
+        forth.add(kernel.shape)
+        return row_by_row(product, x, kernel, real)
+
+    def after(x, dy, real):
+        back.add((x.shape[1], dy.shape[1]))
+        return by_kernel(x, dy, real)
+
+    monkeypatch.setattr(rows, "_row_by_row", going)
+    monkeypatch.setattr(rows, "_by_kernel", after)
     whole = quick(jax.value_and_grad(loss))(params)
-    assert not taken
+    assert not forth | back
     monkeypatch.setattr(rows, "LEAST", 0)
     monkeypatch.setattr(rows, "MULTIPLE", 1)
     some = quick(jax.value_and_grad(partial(loss)))(params)
-    assert taken
+    parts = {name: part for name, part in params["params"]["decoder"].items() if name != "attention"}
+    kernels = {leaf.shape for leaf in jax.tree.leaves((params["params"]["encoder"], parts)) if leaf.ndim == 2}
+    assert kernels and kernels <= forth and {shape[::-1] for shape in kernels} & forth and kernels <= back
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), some, whole)
