@@ -196,11 +196,17 @@ def _gradients(
     rest = iter(sums)
     d_leaves: list[Any] = [next(rest) if keep else None for keep in summed]
     for use, x, d_y in zip(uses, inputs, d_outputs, strict=True):
-        x, *others = map(use.join, x)
-        _, pull_back = jax.vjp(lambda leaf: use.operation(x, leaf, *others), leaves[use.leaf])  # noqa: B023
-        (share,) = pull_back(use.join(d_y))
+        share = _share(use, leaves[use.leaf], x, d_y)
         d_leaves[use.leaf] = share if d_leaves[use.leaf] is None else d_leaves[use.leaf] + share
     return jax.tree.unflatten(structure, d_leaves), d_carry, d_xs
+
+
+def _share(use: Use, constant: jax.Array, read: tuple[jax.Array, ...], d_y: jax.Array) -> jax.Array:
+    """The gradient of a constant by one product in all steps, from what that read and the gradient of what it gave."""
+    x, *others = map(use.join, read)
+    _, pull_back = jax.vjp(lambda constant: use.operation(x, constant, *others), constant)
+    (share,) = pull_back(use.join(d_y))
+    return share
 
 
 def _up_to(structure: Any, tree: Any) -> list[Any]:

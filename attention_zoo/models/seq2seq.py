@@ -184,7 +184,7 @@ class Seq2Seq(nn.Module):
     ) -> tuple[jax.Array, jax.Array, Alignment | None]:
         """Loss and token accuracy of targets [B, T] by teacher forcing, without ever holding all logits; the alignment.
 
-        What follows the last target of a row that counts is not computed, and its alignment not to be read. Equal
+        What follows the last target of a row that counts may be left out, and its alignment is not to be read. Equal
         to `losses.cross_entropy` of the logits that the call gives; see `losses.projected_cross_entropy`.
         """
         cache = self.start(source, source_lengths, deterministic)

@@ -9,6 +9,7 @@ from jax.test_util import check_grads
 from attention_zoo.functional import rows
 from attention_zoo.functional.recurrent import RecurrentWeights, gru, lstm
 from attention_zoo.functional.rows import real_rows_matmul
+from attention_zoo.modules import RecurrentEncoder
 from tests.quick import quick
 
 N, I, O = 19, 5, 3  # noqa: E741 - rows, and the widths of the input and the output
@@ -81,7 +82,7 @@ def test_value_and_both_gradients_leave_rows_out():
     assert {(5, I), (5, O), (I, 5)} < set(taken)
 
 
-def test_going_back_in_a_loop_leaves_rows_out(monkeypatch):
+def test_going_back_in_a_loop_leaves_rows_out():
     (_, kernel, by), real = problem("float32"), jnp.arange(N) < 7
     by = jnp.where(real[:, None], by, 0)
     np.testing.assert_allclose(rows.transposed_matmul(by, kernel, real), by @ kernel.T, rtol=1e-6)
@@ -155,6 +156,16 @@ def test_no_examples_and_rows_of_a_number_that_only_a_name_stands_for():
     np.testing.assert_allclose(exported.call(x, kernel, jnp.ones(N, bool)), x @ kernel, rtol=1e-6)
 
 
+def test_an_encoder_is_exported_for_any_batch():
+    encoder, inputs, lengths = RecurrentEncoder(2), np.float32(DRAW.normal(size=(7, 5, 3))), jnp.arange(7) % 6
+    variables = jax.jit(encoder.init)(jax.random.key(0), inputs, lengths)
+    (batch,) = jax.export.symbolic_shape("batch")
+    shapes = jax.ShapeDtypeStruct((batch, 5, 3), "float32"), jax.ShapeDtypeStruct((batch,), "int32")
+    read = jax.jit(lambda inputs, lengths: encoder.apply(variables, inputs, lengths)[0])
+    found = jax.export.export(read)(*shapes).call(inputs, lengths)
+    np.testing.assert_allclose(found, read(inputs, lengths), rtol=1e-5, atol=1e-6)
+
+
 def test_all_rows_are_taken_on_several_devices_and_off_the_cpu(monkeypatch):
     x, kernel, _ = problem("float32")
     for name, value in (("device_count", 2), ("default_backend", "gpu")):
@@ -186,8 +197,9 @@ def test_a_recurrent_layer_is_the_same(monkeypatch, kind, reverse):
         """The Hessian times a vector, forward over reverse."""
         return jax.jvp(lambda weights: jax.grad(loss, 1)(inputs, weights), (weights,), (along,))[1]
 
-    # What is carried forth and back is of the batch alone, [7, D] and [7, G].
-    assert {(2, units), (2, gates)} < set(dots(jax.grad(loss), inputs, weights)[0]) or kind == "gru_reset_before"
+    # A step forth reads h [B, D], and one back the gradient of what that gave: two products where one resets before.
+    given = {gates} if kind != "gru_reset_before" else {2 * units, units}
+    assert {(2, units), *((2, width) for width in given)} < set(dots(jax.grad(loss), inputs, weights)[0])
     along = jax.tree.map(jnp.ones_like, weights)
     some = quick(jax.value_and_grad(loss, (0, 1)))(inputs, weights), quick(bent)(inputs, weights, along)
     with monkeypatch.context() as patch:

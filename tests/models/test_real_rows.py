@@ -50,7 +50,7 @@ def test_the_loss_and_its_gradient_are_the_same(monkeypatch, name):
     assert not forth | back
     monkeypatch.setattr(rows, "LEAST", 0)
     monkeypatch.setattr(rows, "MULTIPLE", 1)
-    some = quick(jax.value_and_grad(partial(loss)))(params)
+    some = quick(jax.value_and_grad(loss))(params)
     parts = {name: part for name, part in params["params"]["decoder"].items() if name != "attention"}
     kernels = {leaf.shape for leaf in jax.tree.leaves((params["params"]["encoder"], parts)) if leaf.ndim == 2}
     assert kernels and kernels <= forth and {shape[::-1] for shape in kernels} & forth and kernels <= back
