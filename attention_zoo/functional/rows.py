@@ -54,7 +54,7 @@ def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None)
     Of W^T as an array of its own, which a CPU multiplies faster by than by W from its other side. XLA forms it once,
     before the loop.
     """
-    transpose = apart(kernel.T)
+    transpose = apart(kernel.T.ravel()).reshape(kernel.shape[::-1])  # as two axes XLA copies it twice
     return gradient @ transpose if real is None else matmul(gradient, transpose, real)
 
 
