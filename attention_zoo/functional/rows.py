@@ -45,7 +45,7 @@ def real_rows_matmul(rows: Float[Array, "n I"], kernel: Float[Array, "I O"], rea
 
 def matmul(rows: Array, kernel: Array, real: Array) -> jax.Array:
     """`real_rows_matmul` without a gradient of its own: for a loop that knows what that is."""
-    return _row_by_row(jnp.matmul, rows, kernel, real) if _worth(rows, kernel) else rows @ kernel
+    return _row_by_row(rows, kernel, real) if _worth(rows, kernel) else rows @ kernel
 
 
 def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None) -> jax.Array:
@@ -65,57 +65,60 @@ def _worth(rows: Array, kernel: Array) -> bool:
 
 @jax.custom_vjp
 def _packed(rows: Array, kernel: Array, real: Array) -> jax.Array:
-    return _row_by_row(jnp.matmul, rows, kernel, real)
+    return _row_by_row(rows, kernel, real)
 
 
 def _forward(rows: Array, kernel: Array, real: Array) -> tuple[jax.Array, Any]:
-    return _row_by_row(jnp.matmul, rows, kernel, real), (rows, kernel, real)
+    return _row_by_row(rows, kernel, real), (rows, kernel, real)
 
 
 def _backward(kept: Any, gradient: Array) -> tuple[Array, Array, None]:
     rows, kernel, real = kept
-    by_rows, by_kernel = _row_by_row(_from_behind, gradient, kernel, real), _by_kernel(rows, gradient, real)
+    by_rows, by_kernel = _by_both(rows, kernel, gradient, real)
     return by_rows.astype(rows.dtype), by_kernel.astype(kernel.dtype), None
 
 
 _packed.defvjp(_forward, _backward)
 
 
-def _from_behind(rows: Array, kernel: Array) -> jax.Array:
-    return rows @ kernel.T  # for one product a transpose of its own would be an array more
-
-
-@partial(jax.jit, static_argnums=0)  # traced once for all products of a size, as is the other
-def _row_by_row(product: Callable[[Array, Array], jax.Array], rows: Array, kernel: Array, real: Array) -> jax.Array:
-    """The products of the real rows; of others theirs or zeros."""
+@jax.jit  # traced once for all products of a size, as is the other
+def _row_by_row(rows: Array, kernel: Array, real: Array) -> jax.Array:
+    """`x W` of the real rows; of others theirs or zeros."""
     packing = _pack(real)
 
     def of_first(size: int) -> jax.Array:
-        found = product(_take(rows, packing.places[:size]), kernel)
-        return jnp.take(found, packing.spots, axis=0, mode="fill", fill_value=0)
+        return _back(_take(rows, packing.places[:size]) @ kernel, packing)
 
-    return _switch(packing, of_first, lambda: product(rows, kernel))
+    return _switch(packing, of_first, lambda: rows @ kernel)
 
 
 @jax.jit
-def _by_kernel(rows: Array, gradient: Array, real: Array) -> jax.Array:
-    """`x^T dy`; dy is zero in rows that are not real."""
+def _by_both(rows: Array, kernel: Array, gradient: Array, real: Array) -> tuple[jax.Array, jax.Array]:
+    """`dy W^T` and `x^T dy`, by rows and by kernel; dy is zero in rows that are not real.
+
+    In one switch: what an optimizer makes of the second, it can then write over W, which the first has read.
+    """
     packing = _pack(real)
 
-    def of_first(size: int) -> jax.Array:
+    def of_first(size: int) -> tuple[jax.Array, jax.Array]:
         x, dy = (_take(array, packing.places[:size]) for array in (rows, gradient))
-        return x.T @ dy
+        return _back(dy @ kernel.T, packing), x.T @ dy
 
-    return _switch(packing, of_first, lambda: rows.T @ gradient)
+    return _switch(packing, of_first, lambda: (gradient @ kernel.T, rows.T @ gradient))
 
 
-def _switch(packing: _Packing, of_first: Callable[[int], jax.Array], of_all: Callable[[], jax.Array]) -> jax.Array:
+def _switch(packing: _Packing, of_first: Callable[[int], Any], of_all: Callable[[], Any]) -> Any:
     sizes = _sizes(len(packing.places))
     return jax.lax.switch(packing.choice, [*(partial(of_first, size) for size in sizes[:-1]), of_all])
 
 
 def _take(rows: Array, places: Array) -> jax.Array:
     return jnp.take(rows, places, axis=0, mode="clip")
+
+
+def _back(rows: Array, packing: _Packing) -> jax.Array:
+    """The first rows in their places, and zeros."""
+    return jnp.take(rows, packing.spots, axis=0, mode="fill", fill_value=0)
 
 
 def _sizes(number: int) -> list[int]:

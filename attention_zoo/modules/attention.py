@@ -32,8 +32,9 @@ class AttentionState(NamedTuple):
 class Attention(nn.Module):
     """Attention, `c_t = sum_s align(score(q_t, k_s)) v_s`: any score with any alignment.
 
-    score: a module with `remember(values) -> keys` and `score(queries, keys) -> scores [..., T, S]`; its `dtype` is
-    that of the whole computation, None for that of the arguments. A `Past` also knows where was attended before.
+    score: a module with `remember(values, real) -> keys` (see `modules.scores`) and `score(queries, keys) -> scores
+    [..., T, S]`; its `dtype` is that of the whole computation, None for that of the arguments. A `Past` also knows
+    where was attended before.
     alignment: a function `(scores, mask) -> weights [..., T, S]`, or an `Aligner`.
     implementation: see `functional.attend.attend`; an `Aligner` reads in its own way.
 
@@ -67,7 +68,8 @@ class Attention(nn.Module):
         real = jnp.ones(values.shape[:-1], bool) if mask is None else jnp.asarray(mask)
         (values,) = promote_dtype(values, dtype=self.score.dtype)
         extra = self.alignment.remember(values) if isinstance(self.alignment, Aligner) else None
-        return Memory(self.score.remember(values), values, real, extra)
+        keys = self.score.remember(values, None if mask is None else real)
+        return Memory(keys, values, real, extra)
 
     def start(self, memory: Memory | None) -> AttentionState | None:
         """The state before the first query; None where the mechanism has none.

@@ -35,9 +35,9 @@ class Past(nn.Module):
         """That of the score."""
         return getattr(self.score, "pairwise", True)
 
-    def remember(self, values: jax.Array) -> jax.Array:
+    def remember(self, values: jax.Array, real: jax.Array | None = None) -> jax.Array:
         """The score's keys."""
-        return self.score.remember(values)
+        return self.score.remember(values, real)
 
     def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Scores [..., T, S], of enriched keys."""

@@ -1,4 +1,8 @@
-"""Scores as modules: each owns its weights, and projects the source once, by `remember`."""
+"""Scores as modules: each owns its weights, and projects the source once, by `remember`.
+
+`remember(values, real)` gives the keys of values [..., S, V]. Where not all positions are `real`, [..., S], the keys of
+the others are not to be read, and no gradient comes back from them.
+"""
 
 import jax
 from flax import linen as nn
@@ -14,7 +18,7 @@ class Dot(nn.Module):
 
     dtype: Dtype | None = None
 
-    def remember(self, values: jax.Array) -> jax.Array:
+    def remember(self, values: jax.Array, real: jax.Array | None = None) -> jax.Array:
         """The keys are the values."""
         return values
 
@@ -28,7 +32,7 @@ class ScaledDot(nn.Module):
 
     dtype: Dtype | None = None
 
-    def remember(self, values: jax.Array) -> jax.Array:
+    def remember(self, values: jax.Array, real: jax.Array | None = None) -> jax.Array:
         """The keys are the values."""
         return values
 
@@ -46,9 +50,9 @@ class General(nn.Module):
     def setup(self) -> None:
         self.key = Dense(self.units, use_bias=False, dtype=self.dtype)
 
-    def remember(self, values: jax.Array) -> jax.Array:
+    def remember(self, values: jax.Array, real: jax.Array | None = None) -> jax.Array:
         """Keys `W k_s`, [..., S, units]."""
-        return self.key(values)
+        return self.key(values, real)
 
     def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Scores [..., T, S]."""
@@ -67,15 +71,16 @@ class Additive(nn.Module):
     dtype: Dtype | None = None
 
     def setup(self) -> None:
-        self.query = Dense(self.units, use_bias=self.use_bias, dtype=self.dtype)
-        self.key = Dense(self.units, use_bias=False, dtype=self.dtype)
+        self.query = Dense(self.units, use_bias=False, dtype=self.dtype)
+        # With the keys, b and its gradient cost one pass over a sequence, with the queries one in every step.
+        self.key = Dense(self.units, use_bias=self.use_bias, dtype=self.dtype)
         self.energy = self.param("energy", nn.initializers.normal(self.units**-0.5), (self.units,))
         if self.normalised:
             self.gain = self.param("gain", nn.initializers.constant(self.units**-0.5), ())
 
-    def remember(self, values: jax.Array) -> jax.Array:
-        """Keys `U k_s`, [..., S, units]."""
-        return self.key(values)
+    def remember(self, values: jax.Array, real: jax.Array | None = None) -> jax.Array:
+        """Keys `U k_s + b`, [..., S, units]."""
+        return self.key(values, real)
 
     def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Scores [..., T, S]."""
@@ -95,9 +100,9 @@ class Concat(nn.Module):
     def setup(self) -> None:
         self.additive = Additive(self.units, use_bias=False, dtype=self.dtype)
 
-    def remember(self, values: jax.Array) -> jax.Array:
+    def remember(self, values: jax.Array, real: jax.Array | None = None) -> jax.Array:
         """Keys `W_k k_s`, [..., S, units]."""
-        return self.additive.remember(values)
+        return self.additive.remember(values, real)
 
     def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Scores [..., T, S]."""
@@ -119,7 +124,7 @@ class Location(nn.Module):
         queries, weight = promote_dtype(queries, weight, dtype=self.dtype)
         return scores.location(queries, weight, keys.shape[-2])
 
-    def remember(self, values: jax.Array) -> jax.Array:
+    def remember(self, values: jax.Array, real: jax.Array | None = None) -> jax.Array:
         """The keys are the values."""
         return values
 
@@ -137,7 +142,7 @@ class Cosine(nn.Module):
         self.query = Dense(self.units, use_bias=False, dtype=self.dtype)
         self.sharpness = self.param("sharpness", nn.initializers.constant(10.0), ())
 
-    def remember(self, values: jax.Array) -> jax.Array:
+    def remember(self, values: jax.Array, real: jax.Array | None = None) -> jax.Array:
         """The keys are the values, brought to length one."""
         return scores.unit(values)
 

@@ -34,24 +34,25 @@ def test_the_loss_and_its_gradient_are_the_same(monkeypatch, name):
         return model.apply(params, source, lengths, inputs, target, MASK, method="loss")[0]
 
     forth, back = set(), set()
-    row_by_row, by_kernel = rows._row_by_row, rows._by_kernel
+    row_by_row, by_both = rows._row_by_row, rows._by_both
 
-    def going(product, x, kernel, real):
+    def going(x, kernel, real):
         forth.add(kernel.shape)
-        return row_by_row(product, x, kernel, real)
+        return row_by_row(x, kernel, real)
 
-    def after(x, dy, real):
-        back.add((x.shape[1], dy.shape[1]))
-        return by_kernel(x, dy, real)
+    def after(x, kernel, dy, real):
+        back.add(kernel.shape)
+        return by_both(x, kernel, dy, real)
 
     monkeypatch.setattr(rows, "_row_by_row", going)
-    monkeypatch.setattr(rows, "_by_kernel", after)
+    monkeypatch.setattr(rows, "_by_both", after)
     whole = quick(jax.value_and_grad(loss))(params)
     assert not forth | back
     monkeypatch.setattr(rows, "LEAST", 0)
     monkeypatch.setattr(rows, "MULTIPLE", 1)
     some = quick(jax.value_and_grad(loss))(params)
     parts = {name: part for name, part in params["params"]["decoder"].items() if name != "attention"}
-    kernels = {leaf.shape for leaf in jax.tree.leaves((params["params"]["encoder"], parts)) if leaf.ndim == 2}
+    keys = params["params"]["decoder"].get("attention", {}).get("score", {}).get("key")
+    kernels = {leaf.shape for leaf in jax.tree.leaves((params["params"]["encoder"], parts, keys)) if leaf.ndim == 2}
     assert kernels and kernels <= forth and {shape[::-1] for shape in kernels} & forth and kernels <= back
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), some, whole)

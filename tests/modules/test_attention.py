@@ -70,8 +70,8 @@ def plain_score(name: str, parameters: dict) -> Callable:
         return lambda q, k: scores.general(q, k, score["key"]["kernel"].T)
     if name in ("additive", "normalised"):
         energy = scores.normalised_energy(score["energy"], score["gain"]) if name == "normalised" else score["energy"]
-        bias = score["query"]["bias"][None, None]
-        return lambda q, k: scores.additive(q @ score["query"]["kernel"] + bias, k @ score["key"]["kernel"], energy)
+        bias = score["key"]["bias"][None, None]
+        return lambda q, k: scores.additive(q @ score["query"]["kernel"], k @ score["key"]["kernel"] + bias, energy)
     if name == "concat":
         halves = [score["additive"][half]["kernel"] for half in ("query", "key")]
         return lambda q, k: scores.concat(q, k, np.concatenate(halves).T, score["additive"]["energy"])

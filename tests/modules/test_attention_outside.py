@@ -61,8 +61,8 @@ def onmt_score(kind: str, arrays: dict[str, jax.Array]) -> tuple[nn.Module, dict
         return Dot(), {}
     if kind == "general":  # OpenNMT-py projects the query: the keys' kernel is its transpose, twice transposed
         return General(5), {"key": {"kernel": arrays["weights/linear_in.weight"]}}
-    query = {"kernel": arrays["weights/linear_query.weight"].T, "bias": arrays["weights/linear_query.bias"]}
-    key = {"kernel": arrays["weights/linear_context.weight"].T}
+    query = {"kernel": arrays["weights/linear_query.weight"].T}
+    key = {"kernel": arrays["weights/linear_context.weight"].T, "bias": arrays["weights/linear_query.bias"]}
     return Additive(5), {"query": query, "key": key, "energy": arrays["weights/v.weight"][0]}
 
 
@@ -87,9 +87,12 @@ def torch_score(name: str, arrays: dict[str, jax.Array]) -> tuple[nn.Module, dic
     if name == "cosine":
         return Cosine(11), {"query": {"kernel": weights["query.weight"].T}, "sharpness": weights["sharpness"]}
     if name == "normalised":
-        query = {"kernel": weights["query.weight"].T, "bias": weights["query.bias"]}
+        layers = {
+            "query": {"kernel": weights["query.weight"].T},
+            "key": {"kernel": weights["key.weight"].T, "bias": weights["query.bias"]},
+        }
         energy = {"energy": weights["energy.original1"][0], "gain": weights["energy.original0"]}
-        return Additive(13, normalised=True), {"query": query, "key": {"kernel": weights["key.weight"].T}} | energy
+        return Additive(13, normalised=True), layers | energy
     if name == "concat":
         query, key = (half.T for half in jnp.split(weights["joint.weight"], [5], axis=1))
         halves = {"query": {"kernel": query}, "key": {"kernel": key}}

@@ -49,7 +49,7 @@ def run(model, arrays, deterministic=True):
 
 
 def affine(p, x):
-    return x @ p["kernel"] + (p["bias"][None] if "bias" in p else 0)
+    return x @ p["kernel"] + (jnp.expand_dims(p["bias"], range(x.ndim - 1)) if "bias" in p else 0)
 
 
 def lstm(p, x, h, c):
@@ -77,7 +77,7 @@ CELLS = {"lstm": lstm, "gru": gru, "gru_reset_before": gru_reset_before}
 def look(p, query, values):
     """Context and weights for one query: additive where the score has an energy, general otherwise."""
     if "energy" in p:
-        hidden = jnp.tanh(affine(p["query"], query)[:, None] + values @ p["key"]["kernel"])
+        hidden = jnp.tanh((query @ p["query"]["kernel"])[:, None] + affine(p["key"], values))
         scores = jnp.sum(hidden * p["energy"][None, None], axis=2)
     else:
         scores = jnp.sum(query[:, None] * (values @ p["key"]["kernel"]), axis=2)

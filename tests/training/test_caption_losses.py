@@ -85,8 +85,8 @@ def test_the_bound_by_hand_lies_below_the_marginal():
     (chances, weights), before = latent(params), log_likelihoods(params, soft(EVERYWHERE))[1].before
     query = np.concatenate([before, params["embed"]["embedding"][BATCH["target"]]], -1)
     layer = params["posterior"]
-    query = query @ layer["query"]["kernel"] + layer["query"]["bias"]
-    keys = IMAGES.reshape(B, 1, S, -1) @ layer["key"]["kernel"]
+    query = query @ layer["query"]["kernel"]
+    keys = IMAGES.reshape(B, 1, S, -1) @ layer["key"]["kernel"] + layer["key"]["bias"]
     log_q = log_softmax(np.tanh(query[:, :, None] + keys) @ layer["energy"])
     divergence = np.sum(np.exp(log_q) * (log_q - np.log(weights)), -1)
     bound = np.sum(np.exp(log_q) * np.log(chances), -1) - divergence
