@@ -18,6 +18,7 @@ def blank(tree: Any, source: Any) -> Any:
     loop, for which XLA would copy it.
     """
     numbers = next((leaf for leaf in jax.tree.leaves(source) if differentiable(leaf) and leaf.size), None)
+    numbers = None if numbers is None else later(numbers, source)
     leaves, structure = jax.tree.flatten(tree)
     full = []
     for n, leaf in enumerate(leaves):
@@ -82,6 +83,24 @@ def _alike(one: Any, other: Any) -> bool:
 def apart(leaf: Array) -> jax.Array:
     """A leaf as an array of its own: what XLA:CPU cuts gates from, it would compute or read again for every cut."""
     return jax.lax.optimization_barrier(leaf) if jax.default_backend() == "cpu" else leaf
+
+
+def laid_out(array: Array) -> jax.Array:
+    """An array in the order of its axes, written in one pass. XLA of jax 0.11 copies a transpose `apart` twice, and one
+    that several read once for each of them; as one axis it has no order to choose."""
+    return apart(array.ravel()).reshape(array.shape) if one_cpu() else array
+
+
+def later(tree: Any, source: Any) -> Any:
+    """The tree, on a CPU not before the source: what depends on nothing else XLA would make first of all, and keep."""
+    if jax.default_backend() != "cpu":
+        return tree
+    return jax.lax.optimization_barrier((tree, partition(source)[0]))[0]
+
+
+def zeros_after(shape: tuple[int, ...], dtype: Any, source: Any) -> jax.Array:
+    """Zeros that are made `later` than the source."""
+    return jnp.full(shape, later(jnp.zeros((), dtype), source))
 
 
 def stays_apart() -> bool:

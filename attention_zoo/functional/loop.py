@@ -24,12 +24,14 @@ from attention_zoo.functional.arrays import (
     collect,
     combine,
     differentiable,
+    later,
     partition,
     stacked,
     stays_apart,
     thinned,
     unstacked,
     weak,
+    zeros_after,
 )
 from attention_zoo.functional.products import Tape, Use, taping
 from attention_zoo.functional.programs import Program, trace
@@ -172,6 +174,11 @@ def _gradients(
     known = {name: array for name, array in named if array is not None}
     new = {name: place for place, name in enumerate(names) if name not in known}
 
+    # What the loop makes of weights before its first step, such as transposes, waits for the gradients.
+    used = {use.leaf for use in uses}
+    weights = [later(leaf, by) if number in used else leaf for number, leaf in enumerate(leaves)]
+    waiting = jax.tree.unflatten(structure, weights)
+
     def body(loop: Any, now: list[jax.Array]) -> Any:
         (d_carry, sums), rest = loop, iter(now)
         # Zeros that no result depends on.
@@ -179,12 +186,12 @@ def _gradients(
             jnp.zeros_like(like) if array is None else next(rest) for like, array in zip(likes, told, strict=True)
         ]
         d_y = jax.tree.unflatten(d_y_tree, rest)
-        d_some, d_before, gradients = back.run(constants, *jax.tree.unflatten(tell, before), d_carry, d_y)
+        d_some, d_before, gradients = back.run(waiting, *jax.tree.unflatten(tell, before), d_carry, d_y)
         shares = itertools.compress(jax.tree.leaves(d_some), summed_only)
         found = jax.tree.leaves(gradients)
         return (d_before, list(map(jnp.add, sums, shares))), ([found[place] for place in new.values()], None)
 
-    start = d_after, [jnp.zeros_like(leaf) for leaf in itertools.compress(leaves, summed)]
+    start = d_after, [zeros_after(leaf.shape, leaf.dtype, by) for leaf in itertools.compress(leaves, summed)]
     given = stacked(length, [results[place] for place in new.values()])
     done = [(place, name) for place, name in enumerate(known) if name not in names]
     over = [[place for place, name in done if name in needs[result]] for result in new.values()]

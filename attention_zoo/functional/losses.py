@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.arrays import one_cpu
+from attention_zoo.functional.arrays import one_cpu, zeros_after
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
 _ROWS = 4096  # of logits at a time: enough to fill an accelerator
@@ -233,8 +233,10 @@ def _projected_forward(
         added = (sums[0] + loss, sums[1] + right, sums[2] + d_kernel, sums[3] + d_logits.sum(0, dtype=wide))
         return added, (d_logits @ kernel.T).astype(x.dtype)
 
-    zeros = (*_nothing(features, kernel), jnp.zeros(kernel.shape, wide), jnp.zeros(bias.shape, wide))
-    sums, d_features = _over_slices(one, rows, zeros, jnp.zeros_like(features), features, targets, mask)
+    after_features = partial(zeros_after, source=features)
+    zeros = (*_nothing(features, kernel), *(after_features(kernel.shape, wide), after_features(bias.shape, wide)))
+    nowhere = after_features(features.shape, features.dtype)
+    sums, d_features = _over_slices(one, rows, zeros, nowhere, features, targets, mask)
     d_kernel, d_bias = (share / later for share in sums[2:])
     shares = d_features, d_kernel.astype(kernel.dtype), d_bias.astype(bias.dtype)
     return (sums[0] / count, sums[1] / count), (*shares, later)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from attention_zoo.functional.arrays import apart, one_cpu
+from attention_zoo.functional.arrays import laid_out, one_cpu
 from attention_zoo.notation import Array, Bool, Float, checked
 
 LEAST = 2**25  # multiplications, for which gathering rows is worth its time
@@ -54,7 +54,7 @@ def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None)
     Of W^T as an array of its own, which a CPU multiplies faster by than by W from its other side. XLA forms it once,
     before the loop.
     """
-    transpose = apart(kernel.T.ravel()).reshape(kernel.shape[::-1])  # as two axes XLA copies it twice
+    transpose = laid_out(kernel.T)
     return gradient @ transpose if real is None else matmul(gradient, transpose, real)
 
 

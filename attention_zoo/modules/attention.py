@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
 from attention_zoo.functional.alignment import Alignment, softmax
+from attention_zoo.functional.arrays import laid_out
 from attention_zoo.functional.attend import attend
 from attention_zoo.functional.loop import scan
 from attention_zoo.functional.scores import scaled_dot
@@ -67,6 +68,7 @@ class Attention(nn.Module):
         """Projects the source once. mask: True = a real position, all of them by default."""
         real = jnp.ones(values.shape[:-1], bool) if mask is None else jnp.asarray(mask)
         (values,) = promote_dtype(values, dtype=self.score.dtype)
+        values = laid_out(values)  # keys are made of them, and every step reads them
         extra = self.alignment.remember(values) if isinstance(self.alignment, Aligner) else None
         keys = self.score.remember(values, None if mask is None else real)
         return Memory(keys, values, real, extra)
