@@ -19,7 +19,7 @@ MULTIPLE = 8
 
 class _Packing(NamedTuple):
     """places: the rows' numbers [n], real ones first. spots: where each row is among these, [n]. choice: the first of
-    `_sizes` that holds all real rows."""
+    `_sizes` that holds all real rows and one more, or all rows."""
 
     places: jax.Array
     spots: jax.Array
@@ -30,7 +30,7 @@ class _Packing(NamedTuple):
 def real_rows_matmul(rows: Float[Array, "n I"], kernel: Float[Array, "I O"], real: Bool[Array, " n"]) -> jax.Array:
     """`x W` for the rows that are real, [n, O].
 
-    The results of others are their own or zeros, and are not to be read: no gradient may come back from them. With one
+    The results of others mean nothing, and are not to be read: no gradient may come back from them. With one
     CPU as JAX's only device, large products (`LEAST`) take the real rows together, wherever they stand, and of the
     others as many as make a number of rows that is compiled; under `jax.vmap` all examples take as many as the fullest.
     Those are reverse mode only, as with any `jax.custom_vjp`.
@@ -83,7 +83,7 @@ _packed.defvjp(_forward, _backward)
 
 @jax.jit  # traced once for all products of a size, as is the other
 def _row_by_row(rows: Array, kernel: Array, real: Array) -> jax.Array:
-    """`x W` of the real rows; of others theirs or zeros."""
+    """`x W` of the real rows; what stands in others means nothing."""
     packing = _pack(real)
 
     def of_first(size: int) -> jax.Array:
@@ -117,8 +117,8 @@ def _take(rows: Array, places: Array) -> jax.Array:
 
 
 def _back(rows: Array, packing: _Packing) -> jax.Array:
-    """The first rows in their places, and zeros."""
-    return jnp.take(rows, packing.spots, axis=0, mode="fill", fill_value=0)
+    """The first rows in their places; in all others the last of them, which is not real: a gradient there is zero."""
+    return jnp.take(rows, packing.spots, axis=0, mode="clip")
 
 
 def _sizes(number: int) -> list[int]:
@@ -130,7 +130,7 @@ def _pack(real: Array) -> _Packing:
     before = jnp.cumsum(real, dtype=jnp.int32) - real  # real ones
     spots = jnp.where(real, before, count + at - before)
     places = jnp.zeros_like(at).at[spots].set(at, unique_indices=True)
-    choice = sum(jnp.int32(count > size) for size in _sizes(len(real))[:-1])
+    choice = sum(jnp.int32(count >= size) for size in _sizes(len(real))[:-1])
     return _Packing(places, spots, _largest(jnp.asarray(choice)))
 
 
