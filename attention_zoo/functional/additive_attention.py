@@ -12,6 +12,7 @@ from attention_zoo.functional.alignment import softmax
 from attention_zoo.functional.attend import read
 from attention_zoo.functional.kernels import modern_gpu
 from attention_zoo.functional.products import project
+from attention_zoo.functional.scores import sum_of_slopes
 from attention_zoo.notation import Array, Bool, Float, checked
 
 IMPLEMENTATIONS = ("chunked", "pallas")
@@ -22,7 +23,6 @@ BLOCK, CPU_BLOCK = 2**25, 2**18
 # Up to LARGEST, e^2q and e^2k are normal float32 numbers. Their product is rounded as if q + k were near one, so where
 # all are below SMALLEST the gradient of the energy would lose digits.
 SMALLEST, LARGEST = 2.0**-4, 43.0
-TERMS = 64  # of a sum in one loop; with more of them XLA:CPU takes it apart
 
 
 class _Plan(NamedTuple):
@@ -204,7 +204,7 @@ def _example_backward(
         scores = project(hidden, energy[:, None])[..., 0]
         _, pull_back = jax.vjp(partial(_read, plan, inputs, rows, n), scores, inputs.values)
         by_scores, by_values = pull_back(gradient)
-        by_queries, by_keys = (_sum_of_slopes(by_scores, hidden, axis) for axis in (1, 0))
+        by_queries, by_keys = (sum_of_slopes(by_scores, hidden, axis) for axis in (1, 0))
         by_energy = by_scores.reshape(1, -1) @ hidden.reshape(-1, len(energy))
         return jax.tree.map(jnp.add, sums, (by_keys, by_values, by_energy[0])), by_queries
 
@@ -212,26 +212,6 @@ def _example_backward(
     chunks = _chunked(plan, inputs), _cut(plan, gradient)
     (by_keys, by_values, by_energy), by_queries = jax.lax.scan(step, zeros, chunks)
     return energy[None] * _joined(by_queries, inputs), energy[None] * by_keys, by_values, by_energy
-
-
-def _sum_of_slopes(weights: jax.Array, hidden: jax.Array, axis: int) -> jax.Array:
-    """`sum w_ts (1 - h_tsd^2)` over the queries (axis 0) or the source (axis 1).
-
-    Written as additions of slices: XLA:CPU makes them one loop without a [T, S, D] array of the terms, while its own
-    sums over these axes are slow.
-    """
-    size = hidden.shape[axis]
-    each = -(-size // TERMS)
-
-    def term(start: int) -> jax.Array:
-        one, other = (jax.lax.slice_in_dim(a, start, min(start + each, size), axis=axis) for a in (weights, hidden))
-        return one[..., None] * (1 - jnp.square(other))
-
-    if jax.default_backend() != "cpu":
-        return jnp.sum(weights[..., None] * (1 - jnp.square(hidden)), axis)
-    starts = range(0, size - each + 1, each)
-    total = sum(map(term, starts[1:]), term(0)).sum(axis)
-    return total if (rest := starts[-1] + each) == size else total + term(rest).sum(axis)
 
 
 def _widened(inputs: _Inputs, energy: jax.Array) -> tuple[_Inputs, jax.Array]:

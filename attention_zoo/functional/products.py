@@ -53,6 +53,11 @@ def taping(tape: Tape | None) -> Iterator[Tape | None]:
         _tape.reset(token)
 
 
+def in_loop() -> bool:
+    """Whether a step of `scan` is traced, which is differentiated in reverse alone."""
+    return _tape.get() is not None
+
+
 def product(
     operation: Operation,
     inputs: Array,

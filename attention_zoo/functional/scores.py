@@ -5,13 +5,16 @@ owns them. Scores that project their keys take keys that are projected already, 
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.masks import same_rank
-from attention_zoo.functional.products import join_queries, product, project
+from attention_zoo.functional.products import in_loop, join_queries, product, project
 from attention_zoo.notation import Array, Float, checked
+
+TERMS = 64  # of a sum in one loop; with more of them XLA:CPU takes it apart
 
 
 @checked
@@ -59,12 +62,62 @@ def additive(
     Array([[0., 0., 0.]], dtype=float32)
     """
     queries, keys = same_rank(queries, keys)
+    if in_loop() and jax.default_backend() == "cpu" and _simple(queries, keys, energy):
+        return _additive_in_loop(queries, keys, energy)
     # The [..., T, S, D] tensor is cheaper to compute again in the backward pass than to keep, above all in a scan.
     return jax.checkpoint(_additive, prevent_cse=False)(queries, keys, energy)
 
 
 def _additive(queries: Array, keys: Array, energy: Array) -> Array:
     return jnp.tanh(queries[..., :, None, :] + keys[..., None, :, :]) @ energy
+
+
+def _simple(queries: Array, keys: Array, energy: Array) -> bool:
+    """Nothing broadcasts, nothing is empty, and sums may be in the one dtype of all."""
+    same = queries.shape[:-2] == keys.shape[:-2] and queries.dtype == keys.dtype == energy.dtype
+    return bool(same and queries.dtype.itemsize >= 4 and queries.size and keys.size)
+
+
+# Loops differentiate their steps in reverse alone. Going back, JAX would write a second tensor of that size, to sum it
+# over S and to add it to the keys' gradient; XLA:CPU can do each in one pass over the first.
+_additive_in_loop = jax.custom_vjp(_additive)
+
+
+def _forward(queries: Array, keys: Array, energy: Array) -> tuple[Array, Any]:
+    hidden = jnp.tanh(queries[..., :, None, :] + keys[..., None, :, :])
+    return hidden @ energy, (hidden, energy)
+
+
+def _backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array]:
+    hidden, energy = kept
+    axis = hidden.ndim - 3
+    by_queries = sum_of_slopes(gradient, hidden, axis + 1)
+    by_keys = (gradient[..., None] * (1 - jnp.square(hidden))).sum(axis)
+    v = jnp.expand_dims(energy, range(axis + 1))
+    return v * by_queries, v * by_keys, gradient.reshape(-1) @ hidden.reshape(-1, len(energy))
+
+
+_additive_in_loop.defvjp(_forward, _backward)
+
+
+def sum_of_slopes(weights: jax.Array, hidden: jax.Array, axis: int) -> jax.Array:
+    """`sum w_ts (1 - h_tsd^2)` of weights [..., T, S] and hidden [..., T, S, D] over the queries or the source (axis).
+
+    Written as additions of slices: XLA:CPU makes them one loop without a [T, S, D] array of the terms, while its own
+    sums over these axes are slow.
+    """
+    size = hidden.shape[axis]
+    each = -(-size // TERMS)
+
+    def term(start: int) -> jax.Array:
+        one, other = (jax.lax.slice_in_dim(a, start, min(start + each, size), axis=axis) for a in (weights, hidden))
+        return one[..., None] * (1 - jnp.square(other))
+
+    if jax.default_backend() != "cpu":
+        return jnp.sum(weights[..., None] * (1 - jnp.square(hidden)), axis)
+    starts = range(0, size - each + 1, each)
+    total = sum(map(term, starts[1:]), term(0)).sum(axis)
+    return total if (rest := starts[-1] + each) == size else total + term(rest).sum(axis)
 
 
 @checked

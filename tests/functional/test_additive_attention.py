@@ -9,8 +9,9 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from attention_zoo.functional import masks, scores
-from attention_zoo.functional.additive_attention import _powers, _sum_of_slopes, _tanh_of_sum, additive_attention
+from attention_zoo.functional.additive_attention import _powers, _tanh_of_sum, additive_attention
 from attention_zoo.functional.attend import attend
+from attention_zoo.functional.scores import sum_of_slopes
 from tests.quick import quick
 
 B, T, S, D, V = 2, 7, 5, 11, 3
@@ -93,7 +94,7 @@ def test_sums_of_slopes_at_sizes_below_and_above_the_terms_of_one_loop(steps, so
     weights, hidden = [np.random.default_rng(0).random(s) for s in ((steps, source), (steps, source, D))]
     terms = weights[..., None] * (1 - hidden**2)
     for axis in (0, 1):
-        found = quick(partial(_sum_of_slopes, axis=axis))(weights, hidden)
+        found = quick(partial(sum_of_slopes, axis=axis))(weights, hidden)
         np.testing.assert_allclose(found, terms.sum(axis), rtol=1e-12)
 
 

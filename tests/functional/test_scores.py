@@ -1,11 +1,13 @@
 """Scores: cases solved by hand, equivalences between scores, gradients against finite differences."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
 
 from attention_zoo.functional import scores
+from attention_zoo.functional.loop import scan
 
 QUERIES = np.array([[1.0, 2.0], [0.0, -1.0]])
 KEYS = np.array([[3.0, 4.0], [0.0, 0.0], [-2.0, 1.0]])
@@ -150,3 +152,32 @@ def test_location_refuses_a_source_longer_than_its_positions():
 def test_concat_refuses_a_weight_of_another_width():
     with pytest.raises(ValueError, match=r"weight has 17 columns, queries and keys have 5 \+ 11 together"):
         scores.concat(draw(T, D), draw(S, K), draw(H, 17), draw(H))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("size", [S, scores.TERMS + 3, 0])
+def test_additive_in_a_loop_has_the_gradients_of_additive(size, monkeypatch):
+    """Several queries a step, more sources than one loop sums, and none."""
+    keys, energy, xs = draw(B, size, D), draw(D), draw(3, B, T, D)
+
+    def step(constants, state, x):
+        found = scores.additive(x + state, *constants)
+        return jnp.tanh(state + jnp.sum(found**2, -1, keepdims=True)), found
+
+    def total(loop, *arguments):
+        last, found = loop(*arguments)
+        return jnp.sum(last**2) + jnp.sum(jnp.sin(found))
+
+    def plain(constants, state, xs):
+        return jax.lax.scan(lambda state, x: step(constants, state, x), state, xs)
+
+    taken = []
+    inside = scores._additive_in_loop
+    monkeypatch.setattr(scores, "_additive_in_loop", lambda *arrays: taken.append(arrays) or inside(*arrays))
+    arguments = (keys, energy), draw(B, T, 1), xs
+    found, expected = (
+        jax.jit(jax.value_and_grad(lambda *a, loop=loop: total(loop, *a), (0, 1, 2)))(*arguments)
+        for loop in (lambda *a: scan(step, *a), plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), found, expected)
+    assert bool(taken) == bool(size and jax.default_backend() == "cpu")
