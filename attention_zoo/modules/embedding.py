@@ -1,16 +1,37 @@
 """Tokens to vectors: learned, or one-hot so that the two can be compared."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
+from attention_zoo.functional.arrays import zeros_after
 from attention_zoo.functional.products import project
 from attention_zoo.notation import Array, Float, Int, checked
 
 
+@jax.custom_vjp
+def _look_up(matrix: jax.Array, tokens: Array) -> jax.Array:
+    """Rows of a matrix. Its gradient begins as zeros that wait for what is added to them."""
+    return matrix[tokens]
+
+
+def _forward(matrix: jax.Array, tokens: Array) -> tuple[jax.Array, Any]:
+    return matrix[tokens], (matrix, tokens)
+
+
+def _backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
+    matrix, tokens = kept
+    return zeros_after(matrix.shape, matrix.dtype, gradient).at[tokens].add(gradient), None
+
+
+_look_up.defvjp(_forward, _backward)
+
+
 class Embedding(nn.Module):
-    """Learned embeddings, `x_t = E[y_t]`; `attend` uses the same matrix as an output layer.
+    """Learned embeddings, `x_t = E[y_t]`; `attend` uses the same matrix as an output layer. Reverse mode only.
 
     vocabulary: N, the number of tokens. width: D. dtype: of the vectors; parameters are float32.
     """
@@ -27,7 +48,7 @@ class Embedding(nn.Module):
     def __call__(self, tokens: Int[Array, "*b"]) -> Float[jax.Array, "*b D"]:
         """Tokens [...] to vectors [..., D]."""
         # Read before it is rounded, so that the gradients of a frequent token are summed in float32.
-        return jnp.asarray(self.embedding[tokens], self.dtype)
+        return jnp.asarray(_look_up(self.embedding, tokens), self.dtype)
 
     @checked
     def attend(self, vectors: Float[Array, "*b D"]) -> Float[jax.Array, "*b N"]:
