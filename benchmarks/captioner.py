@@ -25,7 +25,7 @@ from attention_zoo.training.step import KEYS, TrainState, train_step
 from benchmarks.harness import Contestant, compare, finite
 from benchmarks.peers import OURS, Peers, bring, known
 from benchmarks.rows import Row
-from benchmarks.seq2seq import plain_lstm
+from benchmarks.seq2seq import plain_additive, plain_lstm
 from benchmarks.training import LEARNING_RATE
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -179,14 +179,15 @@ def _finite_metrics(given: tuple[dict[str, jax.Array], TrainState]) -> float:
 def to_plain(params: Any) -> Any:
     """The same weights under flax.linen's names."""
     score, cell = params["score"], params["cell"]
+    keys, query = plain_additive(score)
     kernel = jnp.concatenate([cell["input"]["kernel"], params["enter"]["kernel"]])
     return {
         **params["encoder"],
         **{name: params[name] for name in ("embed", "first_hidden", "first_memory")},
-        "keys": score["key"],
+        "keys": keys,
         "cell": {
             **{name: params[name] for name in ("gate", "from_state", "from_context", "output")},
-            "query": score["query"],
+            "query": query,
             "energy": {"kernel": score["energy"][:, None]},
             "lstm": plain_lstm({**cell, "input": {"kernel": kernel}}),
         },

@@ -26,6 +26,7 @@ from joeynmt.search import search
 
 from attention_zoo.data.vocabulary import END, PAD, START, UNKNOWN
 from benchmarks.pytorch import tensors
+from benchmarks.seq2seq import plain_additive
 
 ALPHA = 0.6  # of the penalty ((5 + length) / 6)^alpha, as in this library's beam search by default
 VOCABULARY = SimpleNamespace(
@@ -93,6 +94,7 @@ def _weights(params: Any) -> dict[str, jax.Array]:
     """The parameters under JoeyNMT's names."""
     encoder, decoder = params["encoder"], params["decoder"]
     score, first = decoder["attention"]["score"], decoder["stack_0"]
+    keys, query = plain_additive(score)
     kernel = jnp.concatenate([first["input"]["kernel"], decoder["enter"]["kernel"]])
     return {
         "src_embed.lut.weight": params["source_embedding"]["embedding"],
@@ -100,8 +102,8 @@ def _weights(params: Any) -> dict[str, jax.Array]:
         **_lstm("encoder.rnn", "", encoder["forward_layers_0"]),
         **_lstm("encoder.rnn", "_reverse", encoder["backward_layers_0"]),
         **_lstm("decoder.rnn", "", {**first, "input": {"kernel": kernel}}),
-        **_linear("decoder.attention.key_layer", score["key"]),
-        **_linear("decoder.attention.query_layer", score["query"]),
+        **_linear("decoder.attention.key_layer", keys),
+        **_linear("decoder.attention.query_layer", query),
         **_linear("decoder.attention.energy_layer", {"kernel": score["energy"][:, None]}),
         **_linear("decoder.att_vector_layer", decoder["combine"]),
         **_linear("decoder.bridge_layer", params["bridges_0"]),

@@ -164,6 +164,7 @@ def to_plain(params: Any, output_in_scan: bool) -> Any:
     """The same weights under flax.linen's names."""
     encoder, decoder = params["encoder"], params["decoder"]
     score, first = decoder["attention"]["score"], decoder["stack_0"]
+    keys, query = plain_additive(score)
     kernel = jnp.concatenate([first["input"]["kernel"], decoder["enter"]["kernel"]])
     readout = {"pairs": decoder["combine"], "output": params["output"]}
     return {
@@ -171,16 +172,21 @@ def to_plain(params: Any, output_in_scan: bool) -> Any:
         "target": params["target_embedding"],
         "OptimizedLSTMCell_0": plain_lstm(encoder["forward_layers_0"]),
         "OptimizedLSTMCell_1": plain_lstm(encoder["backward_layers_0"]),
-        "keys": {"kernel": score["key"]["kernel"]},
+        "keys": keys,
         "bridge": params["bridges_0"],
         **({} if output_in_scan else {"PlainReadout_0": readout}),
         "cell": {
             **({"PlainReadout_0": readout} if output_in_scan else {}),
-            "query": {**score["query"], "bias": score["key"]["bias"]},
+            "query": query,
             "energy": {"kernel": score["energy"][:, None]},
             "lstm": plain_lstm({**first, "input": {**first["input"], "kernel": kernel}}),
         },
     }
+
+
+def plain_additive(score: Any) -> tuple[Any, Any]:
+    """The layers of an additive score for keys and queries, its bias with the queries, where others have it."""
+    return {"kernel": score["key"]["kernel"]}, {**score["query"], "bias": score["key"]["bias"]}
 
 
 def plain_lstm(layer: Any) -> Any:

@@ -62,8 +62,8 @@ def additive_attention(
     It returns no weights. Computed in float32 at least. Reverse mode only (`jax.grad`, `jax.vjp`).
 
     Args:
-        queries: `W q_t` (with a bias, where there is one), [..., T, D].
-        keys: `U k_s`, computed once per sequence, [..., S, D].
+        queries: `W q_t`, [..., T, D].
+        keys: `U k_s`, computed once per sequence, [..., S, D]; a bias is added to either of both.
         values: [..., S, V].
         energy: `v`, [D].
         mask: True = may attend; broadcasts against [..., T, S]. A row of nothing has a context of zeros.

@@ -175,9 +175,8 @@ def _gradients(
     new = {name: place for place, name in enumerate(names) if name not in known}
 
     # What the loop makes of weights before its first step, such as transposes, waits for the gradients.
-    used = {use.leaf for use in uses}
-    weights = [later(leaf, by) if number in used else leaf for number, leaf in enumerate(leaves)]
-    waiting = jax.tree.unflatten(structure, weights)
+    weights = later({use.leaf: leaves[use.leaf] for use in uses}, by)
+    waiting = jax.tree.unflatten(structure, [weights.get(number, leaf) for number, leaf in enumerate(leaves)])
 
     def body(loop: Any, now: list[jax.Array]) -> Any:
         (d_carry, sums), rest = loop, iter(now)

@@ -222,7 +222,7 @@ def _projected_forward(
 ) -> tuple[Any, Any]:
     count = jnp.maximum(mask.sum(), 1)
     # Divided at once, the sums are the gradients: no pass over the kernel afterwards. Float16 has no room for that.
-    at_once, later = (jnp.ones_like(count), count) if kernel.dtype == jnp.float16 else (count, jnp.ones_like(count))
+    at_once, rest = (jnp.ones_like(count), count) if kernel.dtype == jnp.float16 else (count, jnp.ones_like(count))
 
     wide = jnp.promote_types(kernel.dtype, jnp.float32)  # in half precision a long sum stops growing
 
@@ -234,17 +234,17 @@ def _projected_forward(
         return added, (d_logits @ kernel.T).astype(x.dtype)
 
     after_features = partial(zeros_after, source=features)
-    zeros = (*_nothing(features, kernel), *(after_features(kernel.shape, wide), after_features(bias.shape, wide)))
+    zeros = (*_nothing(features, kernel), after_features(kernel.shape, wide), after_features(bias.shape, wide))
     nowhere = after_features(features.shape, features.dtype)
     sums, d_features = _over_slices(one, rows, zeros, nowhere, features, targets, mask)
-    d_kernel, d_bias = (share / later for share in sums[2:])
+    d_kernel, d_bias = (share / rest for share in sums[2:])
     shares = d_features, d_kernel.astype(kernel.dtype), d_bias.astype(bias.dtype)
-    return (sums[0] / count, sums[1] / count), (*shares, later)
+    return (sums[0] / count, sums[1] / count), (*shares, rest)
 
 
 def _projected_backward(smoothing: float, rows: int, residuals: Any, gradients: Any) -> tuple[Any, ...]:
-    *shares, later = residuals
-    factors = gradients[0] / later, gradients[0], gradients[0]
+    *shares, rest = residuals
+    factors = gradients[0] / rest, gradients[0], gradients[0]
     return *(share * factor.astype(share.dtype) for share, factor in zip(shares, factors, strict=True)), None, None
 
 

@@ -53,9 +53,10 @@ def taping(tape: Tape | None) -> Iterator[Tape | None]:
         _tape.reset(token)
 
 
-def in_loop() -> bool:
-    """Whether a step of `scan` is traced, which is differentiated in reverse alone."""
-    return _tape.get() is not None
+def recalling() -> bool:
+    """Whether a step of `scan` is computed once more for its gradient, which is taken at once and in reverse."""
+    tape = _tape.get()
+    return tape is not None and tape.recalled is not None
 
 
 def product(

@@ -117,7 +117,7 @@ def _take(rows: Array, places: Array) -> jax.Array:
 
 
 def _back(rows: Array, packing: _Packing) -> jax.Array:
-    """The first rows in their places; in all others the last of them, which is not real: a gradient there is zero."""
+    """The first rows in their places; in all others the last: of fewer than all it is not real, its gradient zero."""
     return jnp.take(rows, packing.spots, axis=0, mode="clip")
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.masks import same_rank
-from attention_zoo.functional.products import in_loop, join_queries, product, project
+from attention_zoo.functional.products import join_queries, product, project, recalling
 from attention_zoo.notation import Array, Float, checked
 
 TERMS = 64  # of a sum in one loop; with more of them XLA:CPU takes it apart
@@ -51,8 +51,8 @@ def additive(
     """Additive score, `e_ts = v^T tanh(W q_t + U k_s)` (Bahdanau 2014, A.1.2), of projected queries and keys.
 
     Args:
-        queries: `W q_t` (with a bias, where there is one), [..., T, D].
-        keys: `U k_s`, computed once per sequence, [..., S, D].
+        queries: `W q_t`, [..., T, D].
+        keys: `U k_s`, computed once per sequence, [..., S, D]; a bias is added to either of both.
         energy: `v`, [D].
 
     Returns:
@@ -62,8 +62,8 @@ def additive(
     Array([[0., 0., 0.]], dtype=float32)
     """
     queries, keys = same_rank(queries, keys)
-    if in_loop() and jax.default_backend() == "cpu" and _simple(queries, keys, energy):
-        return _additive_in_loop(queries, keys, energy)
+    if recalling() and jax.default_backend() == "cpu" and _simple(queries, keys, energy):
+        return _additive_once_more(queries, keys, energy)
     # The [..., T, S, D] tensor is cheaper to compute again in the backward pass than to keep, above all in a scan.
     return jax.checkpoint(_additive, prevent_cse=False)(queries, keys, energy)
 
@@ -73,14 +73,15 @@ def _additive(queries: Array, keys: Array, energy: Array) -> Array:
 
 
 def _simple(queries: Array, keys: Array, energy: Array) -> bool:
-    """Nothing broadcasts, nothing is empty, and sums may be in the one dtype of all."""
+    """Nothing broadcasts, nothing is empty or of a size without a number, and sums may be in the one dtype of all."""
     same = queries.shape[:-2] == keys.shape[:-2] and queries.dtype == keys.dtype == energy.dtype
-    return bool(same and queries.dtype.itemsize >= 4 and queries.size and keys.size)
+    known = all(isinstance(size, int) and size for size in (*queries.shape, *keys.shape))  # jax.export knows names
+    return bool(same and known and queries.dtype.itemsize >= 4)
 
 
-# Loops differentiate their steps in reverse alone. Going back, JAX would write a second tensor of that size, to sum it
-# over S and to add it to the keys' gradient; XLA:CPU can do each in one pass over the first.
-_additive_in_loop = jax.custom_vjp(_additive)
+# Going back, JAX would write a second tensor of that size, to sum it over S and to add it to the keys' gradient;
+# XLA:CPU can do each in one pass over the first.
+_additive_once_more = jax.custom_vjp(_additive)
 
 
 def _forward(queries: Array, keys: Array, energy: Array) -> tuple[Array, Any]:
@@ -97,7 +98,7 @@ def _backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array]:
     return v * by_queries, v * by_keys, gradient.reshape(-1) @ hidden.reshape(-1, len(energy))
 
 
-_additive_in_loop.defvjp(_forward, _backward)
+_additive_once_more.defvjp(_forward, _backward)
 
 
 def sum_of_slopes(weights: jax.Array, hidden: jax.Array, axis: int) -> jax.Array:

@@ -33,9 +33,9 @@ class AttentionState(NamedTuple):
 class Attention(nn.Module):
     """Attention, `c_t = sum_s align(score(q_t, k_s)) v_s`: any score with any alignment.
 
-    score: a module with `remember(values, real) -> keys` (see `modules.scores`) and `score(queries, keys) -> scores
-    [..., T, S]`; its `dtype` is that of the whole computation, None for that of the arguments. A `Past` also knows
-    where was attended before.
+    score: a module with `remember(values, real=None) -> keys` (see `modules.scores`) and `score(queries, keys)` ->
+    scores [..., T, S]; its `dtype` is that of the whole computation, None for that of the arguments. A `Past` also
+    knows where was attended before.
     alignment: a function `(scores, mask) -> weights [..., T, S]`, or an `Aligner`.
     implementation: see `functional.attend.attend`; an `Aligner` reads in its own way.
 

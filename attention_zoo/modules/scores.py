@@ -1,7 +1,7 @@
 """Scores as modules: each owns its weights, and projects the source once, by `remember`.
 
-`remember(values, real)` gives the keys of values [..., S, V]. Where not all positions are `real`, [..., S], the keys of
-the others are not to be read, and no gradient comes back from them.
+`remember(values, real=None)` gives the keys of values [..., S, V]. Where not all positions are `real`, [..., S], the
+keys of the others are not to be read, and no gradient comes back from them.
 """
 
 import jax

@@ -172,12 +172,26 @@ def test_additive_in_a_loop_has_the_gradients_of_additive(size, monkeypatch):
         return jax.lax.scan(lambda state, x: step(constants, state, x), state, xs)
 
     taken = []
-    inside = scores._additive_in_loop
-    monkeypatch.setattr(scores, "_additive_in_loop", lambda *arrays: taken.append(arrays) or inside(*arrays))
+    inside = scores._additive_once_more
+    monkeypatch.setattr(scores, "_additive_once_more", lambda *arrays: taken.append(arrays) or inside(*arrays))
+    loops = (lambda *a: scan(step, *a), plain)
     arguments = (keys, energy), draw(B, T, 1), xs
     found, expected = (
-        jax.jit(jax.value_and_grad(lambda *a, loop=loop: total(loop, *a), (0, 1, 2)))(*arguments)
-        for loop in (lambda *a: scan(step, *a), plain)
+        jax.jit(jax.value_and_grad(lambda *a, loop=loop: total(loop, *a), (0, 1, 2)))(*arguments) for loop in loops
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), found, expected)
+    slopes = (lambda keys, loop=loop: jax.grad(total, 1)(loop, (keys, energy), *arguments[1:])[0] for loop in loops)
+    along, other = (jax.jvp(slope, (keys,), (np.cos(keys),))[1] for slope in slopes)
+    np.testing.assert_allclose(along, other, rtol=1e-10, atol=1e-11)
     assert bool(taken) == bool(size and jax.default_backend() == "cpu")
+
+
+def test_a_loop_of_additive_is_exported_for_any_source():
+    def total(keys, xs):
+        step = lambda keys, state, x: (state, scores.additive(x, keys, jnp.ones(D)))  # noqa: E731
+        return jnp.sum(scan(step, keys, jnp.float32(0), xs)[1] ** 2)
+
+    some, xs = draw(B, S, D).astype(np.float32), draw(3, B, T, D).astype(np.float32)
+    keys = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"{B}, s, {D}"), np.float32)
+    exported = jax.export.export(jax.jit(jax.grad(total)))(keys, xs)
+    np.testing.assert_allclose(exported.call(some, xs), jax.grad(total)(some, xs), rtol=1e-5, atol=1e-5)

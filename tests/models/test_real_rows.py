@@ -53,6 +53,7 @@ def test_the_loss_and_its_gradient_are_the_same(monkeypatch, name):
     some = quick(jax.value_and_grad(loss))(params)
     parts = {name: part for name, part in params["params"]["decoder"].items() if name != "attention"}
     keys = params["params"]["decoder"].get("attention", {}).get("score", {}).get("key")
+    assert (keys is not None) == (model.score in ("additive", "general") and model.attention != "context")
     kernels = {leaf.shape for leaf in jax.tree.leaves((params["params"]["encoder"], parts, keys)) if leaf.ndim == 2}
     assert kernels and kernels <= forth and {shape[::-1] for shape in kernels} & forth and kernels <= back
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), some, whole)
