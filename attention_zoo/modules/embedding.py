@@ -48,7 +48,7 @@ class Embedding(nn.Module):
     def __call__(self, tokens: Int[Array, "*b"]) -> Float[jax.Array, "*b D"]:
         """Tokens [...] to vectors [..., D]."""
         # Read before it is rounded, so that the gradients of a frequent token are summed in float32.
-        return jnp.asarray(_look_up(self.embedding, tokens), self.dtype)
+        return jnp.asarray(_look_up(jnp.asarray(self.embedding), tokens), self.dtype)
 
     @checked
     def attend(self, vectors: Float[Array, "*b D"]) -> Float[jax.Array, "*b N"]:
