@@ -86,9 +86,11 @@ def apart(leaf: Array) -> jax.Array:
 
 
 def laid_out(array: Array) -> jax.Array:
-    """An array in the order of its axes, written in one pass. XLA of jax 0.11 copies a transpose `apart` twice, and one
-    that several read once for each of them; as one axis it has no order to choose."""
-    return apart(array.ravel()).reshape(array.shape) if one_cpu() else array
+    """An array `apart`, on one CPU as one axis, so that a transpose is written in one pass, in the order of its axes.
+
+    As several axes XLA of jax 0.11 copies it twice, and once for each of those who read it.
+    """
+    return apart(array.ravel()).reshape(array.shape) if one_cpu() else apart(array)
 
 
 def later(tree: Any, source: Any) -> Any:

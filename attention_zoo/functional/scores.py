@@ -58,6 +58,8 @@ def additive(
     Returns:
         scores [..., T, S]; on the way a [..., T, S, D] tensor exists.
 
+    Where a gradient is taken of `loop.scan` on a CPU, its step cannot itself take `jax.jvp` of this.
+
     >>> additive(jnp.zeros((1, 2)), jnp.zeros((3, 2)), jnp.ones(2))
     Array([[0., 0., 0.]], dtype=float32)
     """
