@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     interpret: by operations of JAX that every backend has, slowly: for tests.
     """
 
-    scores: Block = Block(16, 128, 8, 4)
+    scores: Block = Block(16, 64, 8, 2)
     slopes: Block = Block(16, 64, 8, 4)  # fewer columns than threads, or Triton exchanges each row of the sum
     programs: int = 1024
     interpret: bool = False

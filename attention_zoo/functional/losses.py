@@ -169,8 +169,8 @@ def _over_steps(
 def _steps(array: jax.Array, rows: int) -> jax.Array:
     """[B, T, ...] to [slices, B t, ...], about `rows` rows each, the last one filled up with zeros."""
     batch, steps = array.shape[:2]
-    each = max(1, steps // max(1, -(-batch * steps // rows)))
-    count = max(1, -(-steps // each))
+    each = -(-steps // min(steps, -(-batch * steps // rows)))
+    count = -(-steps // each)
     padded = jnp.pad(array, ((0, 0), (0, each * count - steps), *[(0, 0)] * (array.ndim - 2)))
     sliced = jnp.moveaxis(padded.reshape(batch, count, each, *array.shape[2:]), 1, 0)
     return sliced.reshape(count, batch * each, *array.shape[2:])

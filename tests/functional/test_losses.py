@@ -171,6 +171,13 @@ def test_projected_copies_the_gradient_of_all_features_for_no_slice():
     assert not [line for line in compiled.splitlines() if f" = f32[128,{D}]" in line and " copy(" in line]
 
 
+@pytest.mark.parametrize("batch, steps, rows", [(96, 256, 4096), (3, 7, 2), (3, 7, 1), (1, 5, 99), (64, 67, 1000)])
+def test_slices_of_whole_steps_are_filled_but_for_less_than_a_step_each(batch, steps, rows):
+    slices, each = jax.eval_shape(lambda a: losses._steps(a, rows), jax.ShapeDtypeStruct((batch, steps), int)).shape
+    assert steps <= slices * each // batch < steps + slices  # 294 for 256 steps, when a slice was rounded down
+    assert each < rows + batch
+
+
 def test_projected_gradient_equals_finite_differences(float64):
     loss = jax.jit(lambda *weights: projected_cross_entropy(*weights, TARGETS, MASK, 0.1, B)[0] ** 2)
     check_grads(loss, (draw(B, T, D), draw(D, N), draw(N)), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
