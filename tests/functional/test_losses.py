@@ -173,7 +173,7 @@ def test_projected_copies_the_gradient_of_all_features_for_no_slice():
 
 @pytest.mark.parametrize("batch, steps, rows", [(96, 256, 4096), (3, 7, 2), (3, 7, 1), (1, 5, 99), (64, 67, 1000)])
 def test_slices_of_whole_steps_are_filled_but_for_less_than_a_step_each(batch, steps, rows):
-    slices, each = jax.eval_shape(lambda a: losses._steps(a, rows), jax.ShapeDtypeStruct((batch, steps), int)).shape
+    slices, each = jax.eval_shape(lambda a: losses._steps(a, rows), jax.ShapeDtypeStruct((batch, steps), bool)).shape
     assert steps <= slices * each // batch < steps + slices  # 294 for 256 steps, when a slice was rounded down
     assert each < rows + batch
 
