@@ -1,19 +1,22 @@
 """Losses of token sequences, divided by the number of real tokens, never by the padded size."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.arrays import one_cpu, zeros_after
+from attention_zoo.functional.rows import LEAST
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
 _ROWS = 4096  # of logits at a time: enough to fill an accelerator
 _CPU_ROWS, _CPU_LOGITS = 256, 5 * 2**20  # rows, and logits of all, that a CPU's caches hold
+_SIZES = 4  # of a slice that is not full; each is compiled
+_PARTS = 8  # of a row of logits
 
-# (sums, features [r, D], targets [r], mask [r]) -> the sums, a slice's added, and what it gives, [r, D] or None.
+# (features [r, D], targets [r], mask [r]) -> what a slice adds to the sums, and what it gives, [r, D] or None.
 _Slicewise = Callable[..., tuple[Any, Any]]
 
 
@@ -80,9 +83,9 @@ def projected_cross_entropy(
     Equal to `cross_entropy(features @ kernel + bias, ...)` up to rounding. When it is differentiated, each slice's
     share of the gradient is formed while its logits are at hand, so nothing is computed twice; beside the gradient of
     the kernel and a slice's share of it, the largest temporaries are `rows` rows of logits. The shares are summed in
-    float32 at least. With one CPU as JAX's only device the real tokens are taken together, wherever they stand, and
-    slices or half slices of padding alone are skipped (not where `jax.vmap` maps over masks). Reverse mode only, as
-    with any `jax.custom_vjp`.
+    float32 at least. With one CPU as JAX's only device the real tokens are taken together, wherever they stand, and of
+    the padding as much as fills a slice, or a quarter of a large one (all of it where `jax.vmap` maps over masks).
+    Reverse mode only, as with any `jax.custom_vjp`.
 
     Args:
         features: what the output layer sees, [B, T, D]; finite, also in padding.
@@ -115,51 +118,77 @@ def _default_rows(vocabulary: int) -> int:
     return min(_CPU_ROWS, max(_CPU_ROWS // 4, _CPU_LOGITS // max(1, vocabulary)))
 
 
-def _over_slices(
-    one: _Slicewise, rows: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
-) -> tuple[Any, Any]:
-    """The last sums of `one`, slice after slice, and what it gave, in its place in `found`: zeros [B, T, D] or None."""
-    if not mask.size:
-        return sums, found
-    return (_over_real_rows if one_cpu() else _over_steps)(one, rows, sums, found, features, targets, mask)
+def _over_slices(one: _Slicewise, most: int, kernel: Any, features: Any, targets: Any, mask: Any) -> tuple[Any, Any]:
+    """The sums of what `one` adds, slice after slice, and what it gives, in its place: [B, T, D] or None."""
+    if mask.size and one_cpu():
+        sizes = _SIZES if min(most, mask.size) * kernel.size >= LEAST else 1
+        return _over_real_rows(one, most, sizes, features, targets, mask)
+    if mask.size:
+        return _over_steps(one, most, features, targets, mask)
+    sums, gave = one(*(array.reshape(0, *array.shape[2:]) for array in (features, targets, mask)))
+    return sums, None if gave is None else gave.reshape(features.shape)
 
 
-def _over_real_rows(
-    one: _Slicewise, most: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
-) -> tuple[Any, Any]:
-    """Slices of the real tokens; others fill the last one, or half of it, at most."""
+def _over_real_rows(one: _Slicewise, most: int, sizes: int, features: Any, targets: Any, mask: Any) -> tuple[Any, Any]:
+    """Slices of the real tokens: full ones, and before them one of what is left over, of so many sizes.
+
+    The sums begin as what that one adds, so that no zeros are written, and added to.
+    """
     x, y, real = (array.reshape(mask.size, *array.shape[2:]) for array in (features, targets, mask))
     count = -(-mask.size // most)
     rows = -(-mask.size // count)
-    places = jnp.nonzero(real, size=count * rows, fill_value=mask.size)[0].reshape(count, rows)
-    parts = sorted({0, -(-rows // 2) if count > 1 else rows, rows})
+    number = real.sum()
+    full = jnp.maximum(number - 1, 0) // rows
+    left = number - full * rows
+    places = jnp.nonzero(real, size=count * rows, fill_value=mask.size)[0]
+    first = jnp.where(jnp.arange(rows) < left, places[:rows], mask.size)
 
-    def step(state: Any, places: Any) -> tuple[Any, None]:
-        # The real ones come first, so a part is needed where the one before it is full.
-        needed = sum(jnp.int32(places[part] < mask.size) for part in parts[:-1])
-        sums, gave = jax.lax.switch(needed, [partial(part_of, places[:part]) for part in parts], state[0])
-        # Outside of the switch, for which XLA would copy all rows.
-        return (sums, None if found is None else state[1].at[places].set(gave, mode="drop")), None
-
-    def part_of(places: Any, sums: Any) -> tuple[Any, Any]:
-        if not len(places):
-            return sums, None if found is None else jnp.zeros((rows, x.shape[1]), found.dtype)
+    def slice_of(places: Any) -> tuple[Any, Any]:
         taken = (jnp.take(array, places, axis=0, mode="fill", fill_value=0) for array in (x, y))
-        sums, gave = one(sums, *taken, places < mask.size)
-        return sums, None if found is None else jnp.pad(gave, ((0, rows - len(places)), (0, 0)))
+        return one(*taken, places < mask.size)
 
-    start = sums, None if found is None else found.reshape(x.shape)
-    (sums, found), _ = jax.lax.scan(step, start, places)
+    def part_of(part: int) -> tuple[Any, Any]:
+        shares, gave = slice_of(first[:part])
+        return shares, None if gave is None else jnp.pad(gave, ((0, rows - part), (0, 0)))
+
+    def put(found: Any, places: Any, gave: Any) -> Any:
+        # Outside of the switches, for which XLA would copy all rows.
+        return None if gave is None else found.at[places].set(gave, mode="drop")
+
+    def step(state: Any, n: Any) -> tuple[Any, None]:
+        sums, found = state
+        places_of = jax.lax.dynamic_slice_in_dim(places, left + n * rows, rows)
+        sums, gave = jax.lax.cond(n < full, added, nothing, sums, places_of)
+        return (sums, put(found, places_of, gave)), None
+
+    def added(sums: Any, places: Any) -> tuple[Any, Any]:
+        shares, gave = slice_of(places)
+        return jax.tree.map(jnp.add, sums, shares), gave
+
+    def nothing(sums: Any, places: Any) -> tuple[Any, Any]:
+        return sums, None if gave is None else jnp.zeros_like(gave)
+
+    parts = sorted({-(-rows * n // sizes) for n in range(1, sizes + 1)})
+    needed = sum((left > part).astype(jnp.int32) for part in parts[:-1])
+    sums, gave = jax.lax.switch(jnp.int32(needed), [partial(part_of, part) for part in parts])
+    found = None if gave is None else put(zeros_after(x.shape, gave.dtype, features), first, gave)
+    if count > 1:
+        (sums, found), _ = jax.lax.scan(step, (sums, found), jnp.arange(count - 1))
     return sums, None if found is None else found.reshape(features.shape)
 
 
-def _over_steps(
-    one: _Slicewise, most: int, sums: Any, found: Any, features: Any, targets: Any, mask: Any
-) -> tuple[Any, Any]:
+def _over_steps(one: _Slicewise, most: int, features: Any, targets: Any, mask: Any) -> tuple[Any, Any]:
     """Slices of whole steps, in which every row stays on its device."""
     slices = [_steps(array, most) for array in (features, targets, mask)]
-    sums, gave = jax.lax.scan(lambda sums, slices: one(sums, *slices), sums, slices)
-    if found is None:
+
+    def step(sums: Any, slices: Any) -> tuple[Any, Any]:
+        shares, gave = one(*slices)
+        return jax.tree.map(jnp.add, sums, shares), gave
+
+    shares, _ = jax.eval_shape(one, *(array[0] for array in slices))
+    zeros = jax.tree.map(lambda share: zeros_after(share.shape, share.dtype, features), shares)
+    sums, gave = jax.lax.scan(step, zeros, slices)
+    if gave is None:
         return sums, None
     batch, steps, width = features.shape
     joined = jnp.moveaxis(gave.reshape(len(gave), batch, -1, width), 0, 1).reshape(batch, -1, width)
@@ -182,7 +211,7 @@ def _slice(
     """Sums of one slice: loss and right tokens; and the logits' gradient of the summed loss over `count`, [r, N]."""
     logits = features @ kernel + bias[None]
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    top = logits.max(-1, keepdims=True)
+    top = _largest(logits)
     exponentials = jnp.exp(logits - top)
     total = exponentials.sum(-1, keepdims=True)
     token = jnp.take_along_axis(logits, jnp.where(mask, targets, 0)[:, None], axis=-1)
@@ -197,10 +226,15 @@ def _slice(
     return jnp.sum(losses, where=real), jnp.sum(token == top, where=real, dtype=jnp.int32), gradient
 
 
-def _nothing(features: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sums of loss and right tokens before the first slice."""
-    wide = jnp.promote_types(jnp.result_type(features, kernel), jnp.float32)
-    return jnp.zeros((), wide), jnp.zeros((), jnp.int32)
+def _largest(logits: jax.Array) -> jax.Array:
+    """Of every row, [r, 1]. On a CPU by comparing parts of it: for a reduction XLA would write all logits first."""
+    each = logits.shape[-1] // _PARTS
+    if jax.default_backend() != "cpu" or not each:
+        return logits.max(-1, keepdims=True)
+    parts = [logits[:, n * each : (n + 1) * each] for n in range(_PARTS)]
+    rest = logits[:, _PARTS * each :]
+    largest = reduce(jnp.maximum, parts).max(-1, keepdims=True)
+    return jnp.maximum(largest, rest.max(-1, keepdims=True)) if rest.shape[-1] else largest
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -209,12 +243,11 @@ def _projected(
 ) -> tuple[Any, Any]:
     count = jnp.maximum(mask.sum(), 1)
 
-    def one(sums: Any, *arrays: Any) -> Any:
-        loss, right, _ = _slice(smoothing, count, kernel, bias, *arrays)
-        return (sums[0] + loss, sums[1] + right), None
+    def one(*arrays: Any) -> Any:
+        return _slice(smoothing, count, kernel, bias, *arrays)[:2], None
 
-    sums, _ = _over_slices(one, rows, _nothing(features, kernel), None, features, targets, mask)
-    return sums[0] / count, sums[1] / count
+    (loss, right), _ = _over_slices(one, rows, kernel, features, targets, mask)
+    return loss / count, right / count
 
 
 def _projected_forward(
@@ -226,20 +259,17 @@ def _projected_forward(
 
     wide = jnp.promote_types(kernel.dtype, jnp.float32)  # in half precision a long sum stops growing
 
-    def one(sums: Any, x: Any, *others: Any) -> Any:
+    def one(x: Any, *others: Any) -> Any:
         loss, right, d_logits = _slice(smoothing, at_once, kernel, bias, x, *others)
         d_logits = d_logits.astype(kernel.dtype)
         d_kernel = jnp.matmul(x.T, d_logits, preferred_element_type=wide)
-        added = (sums[0] + loss, sums[1] + right, sums[2] + d_kernel, sums[3] + d_logits.sum(0, dtype=wide))
-        return added, (d_logits @ kernel.T).astype(x.dtype)
+        shares = loss, right, d_kernel, d_logits.sum(0, dtype=wide)
+        return shares, (d_logits @ kernel.T).astype(x.dtype)
 
-    after_features = partial(zeros_after, source=features)
-    zeros = (*_nothing(features, kernel), after_features(kernel.shape, wide), after_features(bias.shape, wide))
-    nowhere = after_features(features.shape, features.dtype)
-    sums, d_features = _over_slices(one, rows, zeros, nowhere, features, targets, mask)
-    d_kernel, d_bias = (share / rest for share in sums[2:])
+    (loss, right, *sums), d_features = _over_slices(one, rows, kernel, features, targets, mask)
+    d_kernel, d_bias = (share / rest for share in sums)
     shares = d_features, d_kernel.astype(kernel.dtype), d_bias.astype(bias.dtype)
-    return (sums[0] / count, sums[1] / count), (*shares, rest)
+    return (loss / count, right / count), (*shares, rest)
 
 
 def _projected_backward(smoothing: float, rows: int, residuals: Any, gradients: Any) -> tuple[Any, ...]:
