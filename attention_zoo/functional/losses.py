@@ -107,7 +107,6 @@ def projected_cross_entropy(
     rows = _default_rows(kernel.shape[1]) if rows is None else rows
     if rows < 1:
         raise ValueError(f"projected_cross_entropy: rows is at least 1; got {rows}")
-    bias = jnp.zeros_like(kernel[0]) if bias is None else bias
     loss, right = _projected(label_smoothing, rows, features, kernel, bias, targets, mask)
     return loss, jax.lax.stop_gradient(right)
 
@@ -209,9 +208,9 @@ def _slice(
     smoothing: float, count: Any, kernel: Any, bias: Any, features: Any, targets: Any, mask: Any
 ) -> tuple[Any, ...]:
     """Sums of one slice: loss and right tokens; and the logits' gradient of the summed loss over `count`, [r, N]."""
-    logits = features @ kernel + bias[None]
+    logits = features @ kernel if bias is None else features @ kernel + bias[None]
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    top = _largest(logits)
+    top = logits.max(-1, keepdims=True) if bias is None else _largest(logits)
     exponentials = jnp.exp(logits - top)
     total = exponentials.sum(-1, keepdims=True)
     token = jnp.take_along_axis(logits, jnp.where(mask, targets, 0)[:, None], axis=-1)
@@ -227,7 +226,10 @@ def _slice(
 
 
 def _largest(logits: jax.Array) -> jax.Array:
-    """Of every row, [r, 1]. On a CPU by comparing parts of it: for a reduction XLA would write all logits first."""
+    """Of every row, [r, 1], where a bias was added: on a CPU by comparing parts of it, into which that addition melts.
+
+    For a reduction alone XLA would write all logits first.
+    """
     each = logits.shape[-1] // _PARTS
     if jax.default_backend() != "cpu" or not each:
         return logits.max(-1, keepdims=True)
@@ -263,19 +265,21 @@ def _projected_forward(
         loss, right, d_logits = _slice(smoothing, at_once, kernel, bias, x, *others)
         d_logits = d_logits.astype(kernel.dtype)
         d_kernel = jnp.matmul(x.T, d_logits, preferred_element_type=wide)
-        shares = loss, right, d_kernel, d_logits.sum(0, dtype=wide)
+        shares = loss, right, d_kernel, None if bias is None else d_logits.sum(0, dtype=wide)
         return shares, (d_logits @ kernel.T).astype(x.dtype)
 
     (loss, right, *sums), d_features = _over_slices(one, rows, kernel, features, targets, mask)
-    d_kernel, d_bias = (share / rest for share in sums)
-    shares = d_features, d_kernel.astype(kernel.dtype), d_bias.astype(bias.dtype)
-    return (loss / count, right / count), (*shares, rest)
+    d_weights = jax.tree.map(lambda share, weights: (share / rest).astype(weights.dtype), sums, [kernel, bias])
+    return (loss / count, right / count), (d_features, *d_weights, rest)
 
 
 def _projected_backward(smoothing: float, rows: int, residuals: Any, gradients: Any) -> tuple[Any, ...]:
-    *shares, rest = residuals
-    factors = gradients[0] / rest, gradients[0], gradients[0]
-    return *(share * factor.astype(share.dtype) for share, factor in zip(shares, factors, strict=True)), None, None
+    d_features, d_kernel, d_bias, rest = residuals
+    of_features, of_weights = (
+        partial(jax.tree.map, lambda share, factor=factor: share * factor.astype(share.dtype))
+        for factor in (gradients[0] / rest, gradients[0])
+    )
+    return of_features(d_features), *of_weights((d_kernel, d_bias)), None, None
 
 
 _projected.defvjp(_projected_forward, _projected_backward)

@@ -117,7 +117,7 @@ class CausalLM(Layers, kw_only=True):
         """Loss and token accuracy of targets [B, T], without ever holding all logits; see `projected_cross_entropy`."""
         features, _ = self._features(tokens, deterministic, segments, positions, None)
         kernel = (
-            self.embedding.matrix().T if self.tied else self.output.variables["params"]["kernel"].astype(features.dtype)
+            self.embedding.kernel() if self.tied else self.output.variables["params"]["kernel"].astype(features.dtype)
         )
         return projected_cross_entropy(features, kernel, None, targets, mask)
 

@@ -192,7 +192,7 @@ class Seq2Seq(nn.Module):
         lengths = jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[1] + 1), 0), 1, initial=0)
         features, _, alignment = self._features(cache, target_inputs, deterministic, lengths)
         if self.tied:
-            kernel, bias = self.target_embedding.matrix().T, None
+            kernel, bias = self.target_embedding.kernel(), None
         else:
             output = self.output.variables["params"]
             kernel = output["kernel"].astype(features.dtype)

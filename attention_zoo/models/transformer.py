@@ -237,7 +237,7 @@ class Transformer(Layers, kw_only=True):
 
     def _output(self, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
         if self.tied:
-            return self.target_embedding.matrix().T, self.bias.astype(dtype) if self.output_bias else None
+            return self.target_embedding.kernel(), self.bias.astype(dtype) if self.output_bias else None
         output = self.output.variables["params"]
         return output["kernel"].astype(dtype), output["bias"].astype(dtype) if self.output_bias else None
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from attention_zoo.functional.arrays import zeros_after
+from attention_zoo.functional.arrays import laid_out, zeros_after
 from attention_zoo.functional.products import project
 from attention_zoo.notation import Array, Float, Int, checked
 
@@ -59,6 +59,10 @@ class Embedding(nn.Module):
     def matrix(self) -> jax.Array:
         """E in the dtype of the computation, [N, D]."""
         return jnp.asarray(self.embedding, self.dtype)
+
+    def kernel(self) -> jax.Array:
+        """E^T, [D, N], of a tied output layer whose loss reads it often (`losses.projected_cross_entropy`)."""
+        return laid_out(self.matrix().T)
 
 
 class OneHotEmbedding(nn.Module):
