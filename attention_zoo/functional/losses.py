@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.arrays import one_cpu, zeros_after
-from attention_zoo.functional.rows import LEAST
+from attention_zoo.functional.arrays import one_cpu, unstacked, zeros_after
+from attention_zoo.functional.rows import LEAST, for_the_fullest
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
 _ROWS = 4096  # of logits at a time: enough to fill an accelerator
@@ -84,8 +84,8 @@ def projected_cross_entropy(
     share of the gradient is formed while its logits are at hand, so nothing is computed twice; beside the gradient of
     the kernel and a slice's share of it, the largest temporaries are `rows` rows of logits. The shares are summed in
     float32 at least. With one CPU as JAX's only device the real tokens are taken together, wherever they stand, and of
-    the padding as much as fills a slice, or a quarter of a large one (all of it where `jax.vmap` maps over masks).
-    Reverse mode only, as with any `jax.custom_vjp`.
+    the padding as much as fills a slice, or a quarter of a large one; under `jax.vmap` all examples take as many as
+    the fullest. Reverse mode only, as with any `jax.custom_vjp`.
 
     Args:
         features: what the output layer sees, [B, T, D]; finite, also in padding.
@@ -129,47 +129,42 @@ def _over_slices(one: _Slicewise, most: int, kernel: Any, features: Any, targets
 
 
 def _over_real_rows(one: _Slicewise, most: int, sizes: int, features: Any, targets: Any, mask: Any) -> tuple[Any, Any]:
-    """Slices of the real tokens: full ones, and before them one of what is left over, of so many sizes.
+    """Slices of the real tokens: first what is left over, in the least of so many sizes that holds it; then full ones.
 
-    The sums begin as what that one adds, so that no zeros are written, and added to.
+    The sums begin as what the first one adds, instead of as zeros.
     """
     x, y, real = (array.reshape(mask.size, *array.shape[2:]) for array in (features, targets, mask))
     count = -(-mask.size // most)
     rows = -(-mask.size // count)
+    parts = sorted({-(-rows * n // sizes) for n in range(1, sizes + 1)})
     number = real.sum()
     full = jnp.maximum(number - 1, 0) // rows
     left = number - full * rows
+    needed = sum((left > part).astype(jnp.int32) for part in parts[:-1])
     places = jnp.nonzero(real, size=count * rows, fill_value=mask.size)[0]
     first = jnp.where(jnp.arange(rows) < left, places[:rows], mask.size)
 
     def slice_of(places: Any) -> tuple[Any, Any]:
         taken = (jnp.take(array, places, axis=0, mode="fill", fill_value=0) for array in (x, y))
-        return one(*taken, places < mask.size)
-
-    def part_of(part: int) -> tuple[Any, Any]:
-        shares, gave = slice_of(first[:part])
-        return shares, None if gave is None else jnp.pad(gave, ((0, rows - part), (0, 0)))
+        shares, gave = one(*taken, places < mask.size)
+        return shares, None if gave is None else jnp.pad(gave, ((0, rows - len(places)), (0, 0)))
 
     def put(found: Any, places: Any, gave: Any) -> Any:
         # Outside of the switches, for which XLA would copy all rows.
         return None if gave is None else found.at[places].set(gave, mode="drop")
 
-    def step(state: Any, n: Any) -> tuple[Any, None]:
-        sums, found = state
-        places_of = jax.lax.dynamic_slice_in_dim(places, left + n * rows, rows)
-        sums, gave = jax.lax.cond(n < full, added, nothing, sums, places_of)
-        return (sums, put(found, places_of, gave)), None
-
     def added(sums: Any, places: Any) -> tuple[Any, Any]:
         shares, gave = slice_of(places)
         return jax.tree.map(jnp.add, sums, shares), gave
 
-    def nothing(sums: Any, places: Any) -> tuple[Any, Any]:
-        return sums, None if gave is None else jnp.zeros_like(gave)
+    def step(state: Any, n: Any) -> tuple[Any, None]:
+        own = jax.lax.dynamic_slice_in_dim(places, left + n * rows, rows)
+        sums, gave = jax.lax.cond(n < most_full, added, lambda sums, _: (sums, nothing), state[0], own)
+        return (sums, put(state[1], own, gave)), None
 
-    parts = sorted({-(-rows * n // sizes) for n in range(1, sizes + 1)})
-    needed = sum((left > part).astype(jnp.int32) for part in parts[:-1])
-    sums, gave = jax.lax.switch(jnp.int32(needed), [partial(part_of, part) for part in parts])
+    branches = [partial(slice_of, first[:part]) for part in parts]
+    sums, gave = jax.lax.switch(for_the_fullest(jnp.int32(needed)), branches)
+    nothing, most_full = jax.tree.map(jnp.zeros_like, gave), for_the_fullest(full)
     found = None if gave is None else put(zeros_after(x.shape, gave.dtype, features), first, gave)
     if count > 1:
         (sums, found), _ = jax.lax.scan(step, (sums, found), jnp.arange(count - 1))
@@ -184,7 +179,7 @@ def _over_steps(one: _Slicewise, most: int, features: Any, targets: Any, mask: A
         shares, gave = one(*slices)
         return jax.tree.map(jnp.add, sums, shares), gave
 
-    shares, _ = jax.eval_shape(one, *(array[0] for array in slices))
+    shares, _ = jax.eval_shape(one, *(unstacked(array) for array in slices))
     zeros = jax.tree.map(lambda share: zeros_after(share.shape, share.dtype, features), shares)
     sums, gave = jax.lax.scan(step, zeros, slices)
     if gave is None:
@@ -226,12 +221,12 @@ def _slice(
 
 
 def _largest(logits: jax.Array) -> jax.Array:
-    """Of every row, [r, 1], where a bias was added: on a CPU by comparing parts of it, into which that addition melts.
+    """Of every row, [r, 1], where a bias was added: on one CPU by comparing parts, into which that addition melts.
 
     For a reduction alone XLA would write all logits first.
     """
     each = logits.shape[-1] // _PARTS
-    if jax.default_backend() != "cpu" or not each:
+    if not one_cpu() or not each:
         return logits.max(-1, keepdims=True)
     parts = [logits[:, n * each : (n + 1) * each] for n in range(_PARTS)]
     rest = logits[:, _PARTS * each :]

@@ -131,15 +131,15 @@ def _pack(real: Array) -> _Packing:
     spots = jnp.where(real, before, count + at - before)
     places = jnp.zeros_like(at).at[spots].set(at, unique_indices=True)
     choice = sum(jnp.int32(count >= size) for size in _sizes(len(real))[:-1])
-    return _Packing(places, spots, _largest(jnp.asarray(choice)))
+    return _Packing(places, spots, for_the_fullest(jnp.asarray(choice)))
 
 
 @custom_vmap
-def _largest(choice: Array) -> Array:
+def for_the_fullest(choice: Array) -> Array:
     """The choice; under `vmap` the largest, for all examples: for choices of their own they would compute all sizes."""
     return choice
 
 
-@_largest.def_vmap
+@for_the_fullest.def_vmap
 def _of_all(size: int, mapped: Any, choice: Array) -> tuple[Array, bool]:
-    return _largest(jnp.max(choice, initial=0)), False
+    return for_the_fullest(jnp.max(choice, initial=0)), False

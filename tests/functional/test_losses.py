@@ -1,5 +1,7 @@
 """Cross-entropy: by hand, against torch, its padding, limits, precision and gradient."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.test_util import check_grads
 
 from attention_zoo.functional import losses
 from attention_zoo.functional.losses import cross_entropy, projected_cross_entropy
+from attention_zoo.functional.rows import LEAST
 
 B, T, N = 3, 5, 7
 TARGETS = np.random.default_rng(0).integers(N, size=(B, T))
@@ -108,15 +111,17 @@ D = 2
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_projected_equals_cross_entropy_of_the_logits(devices, rows, smoothing, monkeypatch, float64):
     monkeypatch.setattr("attention_zoo.functional.losses.jax.device_count", lambda: devices)
-    features, kernel, bias = draw(B, T, D), draw(D, N), draw(N)
+    features, kernel, bias = draw(B, T, D), draw(D, 19), draw(19) + 9 * (np.arange(19) == 17)
+    targets = np.where(np.arange(T) == 0, (features @ kernel + bias).argmax(-1), TARGETS)
+    assert 17 in targets[MASK]  # it is compared beside the eight parts of a row
 
     def sliced(*arguments):
-        return projected_cross_entropy(*arguments, TARGETS, MASK, smoothing, rows)
+        return projected_cross_entropy(*arguments, targets, MASK, smoothing, rows)
 
     def whole(features, kernel, bias):
         logits = features @ kernel + bias[None, None]
-        right = jnp.sum(logits.argmax(-1) == TARGETS, where=MASK) / MASK.sum()
-        return cross_entropy(logits, TARGETS, MASK, smoothing), right
+        right = jnp.sum(logits.argmax(-1) == targets, where=MASK) / MASK.sum()
+        return cross_entropy(logits, targets, MASK, smoothing), right
 
     @jax.jit
     def run(*arguments):
@@ -129,42 +134,66 @@ def test_projected_equals_cross_entropy_of_the_logits(devices, rows, smoothing, 
     assert not found[1][0][1, 2:].any()  # padding gets no gradient
 
 
-def test_projected_reads_no_padding_and_maps_over_masks(float64):
-    mask = np.random.default_rng(2).random((4, B, T)) < np.array([0, 0.3, 0.7, 1])[:, None, None]
+@pytest.mark.parametrize("each", [jax.lax.map, lambda loss, arrays: jax.vmap(loss)(arrays)], ids=["map", "vmap"])
+@pytest.mark.parametrize("least", [0, LEAST])  # of a large slice that is not full there are four sizes
+def test_projected_reads_no_padding_with_any_number_of_real_tokens(each, least, monkeypatch, float64):
+    monkeypatch.setattr(losses, "LEAST", least)
+    mask = np.random.default_rng(2).permuted(np.tri(B * T + 1, B * T, -1, bool), axis=1).reshape(-1, B, T)
     features, kernel = np.where(mask[..., None], draw(B, T, D), np.nan), draw(D, N)
 
     def loss(mask, features, kernel):
-        return projected_cross_entropy(features, kernel, None, TARGETS, mask, rows=4)[0]
+        return projected_cross_entropy(features, kernel, None, TARGETS, mask, rows=8)[0]
 
     def whole(mask, features, kernel):
         return cross_entropy(features @ kernel, TARGETS, mask)
 
     found, expected = (
-        jax.jit(jax.vmap(jax.value_and_grad(one, (1, 2)), (0, 0, None)))(mask, read, kernel)
+        jax.jit(partial(each, lambda given, one=one: jax.value_and_grad(one, (1, 2))(*given, kernel)))((mask, read))
         for one, read in ((loss, features), (whole, np.nan_to_num(features)))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)
 
 
-@pytest.mark.parametrize("real, computed", [(0, [1]), (1, [1]), (3, [3]), (6, [2, 4]), (12, [4, 4, 4])])
-def test_projected_computes_no_more_rows_than_are_real_but_for_a_quarter_of_a_slice(real, computed, monkeypatch):
+def computed(loss, *arguments, monkeypatch):
+    """The sizes of the slices that the loss forms."""
     found, slice_of = [], losses._slice
 
     def watched(*arguments):
-        jax.debug.callback(found.append, len(arguments[-1]))
+        jax.debug.callback(lambda size: found.append(int(size)), len(arguments[-1]))
         return slice_of(*arguments)
 
     monkeypatch.setattr(losses, "_slice", watched)
     monkeypatch.setattr(losses, "LEAST", 0)
+    jax.block_until_ready(jax.jit(jax.grad(loss))(*arguments))
+    jax.effects_barrier()
+    return found
+
+
+@pytest.mark.parametrize("real, rows", [(0, [1]), (1, [1]), (3, [3]), (6, [2, 4]), (12, [4, 4, 4])])
+def test_projected_computes_no_more_rows_than_are_real_but_for_a_quarter_of_a_slice(real, rows, monkeypatch):
     mask = np.arange(12) % 2 * 6 + np.arange(12) // 2 < real  # every second place comes first
     features, targets = np.ones((1, 12, D), np.float32), np.zeros((1, 12), np.int32)
-    loss = jax.grad(lambda kernel: projected_cross_entropy(features, kernel, None, targets, mask[None], rows=4)[0])
-    jax.block_until_ready(jax.jit(loss)(np.ones((D, N), np.float32)))
-    jax.effects_barrier()
-    assert found == computed
+
+    def loss(kernel):
+        return projected_cross_entropy(features, kernel, None, targets, mask[None], rows=4)[0]
+
+    assert computed(loss, np.ones((D, N), np.float32), monkeypatch=monkeypatch) == rows
 
 
-def test_projected_copies_the_gradient_of_all_features_for_no_slice():
+def test_projected_computes_for_all_examples_of_vmap_as_many_rows_as_for_the_fullest(monkeypatch):
+    mask = np.arange(12) < np.array([[1], [6]])
+    features, targets = np.ones((1, 12, D), np.float32), np.zeros((1, 12), np.int32)
+
+    def loss(kernel):
+        one = lambda mask: projected_cross_entropy(features, kernel, None, targets, mask[None], rows=4)[0]  # noqa: E731
+        return jax.vmap(one)(mask).sum()
+
+    # The first needs a quarter, and no full slice; the second two quarters, and one.
+    assert computed(loss, np.ones((D, N), np.float32), monkeypatch=monkeypatch) == [2, 4]
+
+
+def test_projected_copies_the_gradient_of_all_features_for_no_slice(monkeypatch):
+    monkeypatch.setattr(losses, "LEAST", 0)
     features, kernel, targets = jnp.ones((8, 16, D)), jnp.ones((D, N)), jnp.zeros((8, 16), int)
     loss = jax.jit(jax.grad(lambda x, mask: projected_cross_entropy(x, kernel, None, targets, mask, rows=16)[0]))
     compiled = loss.lower(features, targets == 0).compile().as_text()
