@@ -119,13 +119,13 @@ def _default_rows(vocabulary: int) -> int:
 
 def _over_slices(one: _Slicewise, most: int, kernel: Any, features: Any, targets: Any, mask: Any) -> tuple[Any, Any]:
     """The sums of what `one` adds, slice after slice, and what it gives, in its place: [B, T, D] or None."""
-    if mask.size and one_cpu():
-        sizes = _SIZES if min(most, mask.size) * kernel.size >= LEAST else 1
-        return _over_real_rows(one, most, sizes, features, targets, mask)
-    if mask.size:
+    if not mask.size:
+        sums, gave = one(*(array.reshape(0, *array.shape[2:]) for array in (features, targets, mask)))
+        return sums, None if gave is None else gave.reshape(features.shape)
+    if not one_cpu():
         return _over_steps(one, most, features, targets, mask)
-    sums, gave = one(*(array.reshape(0, *array.shape[2:]) for array in (features, targets, mask)))
-    return sums, None if gave is None else gave.reshape(features.shape)
+    sizes = _SIZES if min(most, mask.size) * kernel.size >= LEAST else 1
+    return _over_real_rows(one, most, sizes, features, targets, mask)
 
 
 def _over_real_rows(one: _Slicewise, most: int, sizes: int, features: Any, targets: Any, mask: Any) -> tuple[Any, Any]:
@@ -269,12 +269,12 @@ def _projected_forward(
 
 
 def _projected_backward(smoothing: float, rows: int, residuals: Any, gradients: Any) -> tuple[Any, ...]:
-    d_features, d_kernel, d_bias, rest = residuals
-    of_features, of_weights = (
-        partial(jax.tree.map, lambda share, factor=factor: share * factor.astype(share.dtype))
-        for factor in (gradients[0] / rest, gradients[0])
-    )
-    return of_features(d_features), *of_weights((d_kernel, d_bias)), None, None
+    d_features, *d_weights, rest = residuals
+
+    def scaled(tree: Any, factor: Any) -> Any:
+        return jax.tree.map(lambda share: share * factor.astype(share.dtype), tree)
+
+    return scaled(d_features, gradients[0] / rest), *scaled(d_weights, gradients[0]), None, None
 
 
 _projected.defvjp(_projected_forward, _projected_backward)
