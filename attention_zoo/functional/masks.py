@@ -52,6 +52,17 @@ def segments(queries: Int[Array, "*#b T"], keys: Int[Array, "*#b S"]) -> Bool[Ar
     return (queries[..., :, None] == keys[..., None, :]) & (keys[..., None, :] != 0)
 
 
+@checked
+def reach(mask: Bool[Array, "*b T"]) -> Int[Array, "*b"]:
+    """How far each row goes up to its last True: what a causal network has to read for the positions of a mask.
+
+    >>> reach(jnp.array([[True, False, True, False], [False, False, False, False]]))
+    Array([3, 0], dtype=int32)
+    """
+    positions = jnp.arange(1, mask.shape[-1] + 1, dtype=jnp.int32).reshape((1,) * (mask.ndim - 1) + (-1,))
+    return jnp.max(jnp.where(mask, positions, 0), axis=-1, initial=0)
+
+
 def combine(*masks: Bool[Array, "..."] | None) -> Bool[Array, "..."] | None:
     """Allows what every mask allows; None allows everything, and so does no mask at all.
 

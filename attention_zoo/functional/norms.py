@@ -94,4 +94,10 @@ def relu(inputs: Array) -> jax.Array:
 @relu.defjvp
 def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     outputs = relu(*primals)
-    return outputs, jnp.where(outputs > 0, *tangents, 0)
+    return outputs, _where_positive(outputs, *tangents)
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def _where_positive(outputs: jax.Array, tangents: jax.Array) -> jax.Array:
+    """The tangents there; going back the outputs are compared again, which a loop would else keep as bytes."""
+    return jnp.where(outputs > 0, tangents, 0)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.arrays import apart, differentiable
-from attention_zoo.functional.rows import matmul, real_rows_matmul, transposed_matmul
+from attention_zoo.functional.rows import matmul, real_rows_matmul, transposed_matmul, worth
 from attention_zoo.notation import Array
 
 Operation = Callable[..., jax.Array]
@@ -170,10 +170,20 @@ def project(
         plus = plus.reshape(-1, plus.shape[-1])
     options: Any = {"join": _as_rows, "plus": plus, "back": transposed_matmul}
     if real is None:
-        flat = product(jnp.matmul, rows, kernel, **options)
+        flat = product(_matmul, rows, kernel, inside=jnp.matmul, **options)
     else:
         flat = product(real_rows_matmul, rows, kernel, real.reshape(-1), inside=matmul, **options)
     return (flat if bias is None else flat + bias[None]).reshape(*inputs.shape[:-1], kernel.shape[-1])
+
+
+def _matmul(rows: Array, kernel: Array) -> jax.Array:
+    """`x W`. Where it makes wide rows narrow on a CPU, by W^T, so that its gradient is `dy^T x` and then turned.
+
+    XLA:CPU computes `x^T dy` on all of x's columns anew for each block of dy's.
+    """
+    if not (worth(rows.shape[0], kernel.size) and kernel.shape[0] >= 2 * kernel.shape[1]):
+        return rows @ kernel
+    return jax.lax.dot_general(rows, jax.lax.optimization_barrier(kernel.T), (((1,), (1,)), ((), ())))
 
 
 def join_queries(steps: Array) -> Array:

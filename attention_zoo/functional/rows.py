@@ -40,12 +40,12 @@ def real_rows_matmul(rows: Float[Array, "n I"], kernel: Float[Array, "I O"], rea
         kernel: W, [I, O].
         real: True = this row's result is read, [n].
     """
-    return _packed(rows, kernel, real) if _worth(rows, kernel) else rows @ kernel
+    return _packed(rows, kernel, real) if worth(rows.shape[0], kernel.size) else rows @ kernel
 
 
 def matmul(rows: Array, kernel: Array, real: Array) -> jax.Array:
     """`real_rows_matmul` without a gradient of its own: for a loop that knows what that is."""
-    return _row_by_row(rows, kernel, real) if _worth(rows, kernel) else rows @ kernel
+    return _row_by_row(rows, kernel, real) if worth(rows.shape[0], kernel.size) else rows @ kernel
 
 
 def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None) -> jax.Array:
@@ -58,9 +58,9 @@ def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None)
     return gradient @ transpose if real is None else matmul(gradient, transpose, real)
 
 
-def _worth(rows: Array, kernel: Array) -> bool:
-    number = rows.shape[0]  # jax.export may know it by a name only
-    return one_cpu() and isinstance(number, int) and number * kernel.size >= LEAST
+def worth(number: int, size: int) -> bool:
+    """Whether leaving rows out pays for `number` rows and kernels of this size (jax.export may know a name only)."""
+    return one_cpu() and isinstance(number, int) and number * size >= LEAST
 
 
 @jax.custom_vjp

@@ -72,7 +72,8 @@ class Encoder(Layers, kw_only=True):
             asked: whose attention weights are wanted.
 
         Returns:
-            vectors [B, S, D], and the weights that were asked for, layer by layer.
+            vectors [B, S, D], which mean nothing where there is padding, and the weights that were asked for, layer by
+            layer.
         """
         counted = self.count(tokens) if positions is None else positions
         vectors = self.embedding(tokens)
@@ -84,7 +85,8 @@ class Encoder(Layers, kw_only=True):
         apart = None if segments is None else (segments, segments)
         bias = None if self.relative is None else self.relative()
         sight = Sight(segments=apart, positions=positions, relative=bias, lengths=lengths)
-        outputs, _, seen = self.blocks(vectors, sight, asked=asked, deterministic=deterministic)
+        options: Any = {"deterministic": deterministic, "real": within(lengths, tokens.shape[1])}
+        outputs, _, seen = self.blocks(vectors, sight, asked=asked, **options)
         return outputs, seen
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from attention_zoo.functional.losses import projected_cross_entropy
+from attention_zoo.functional.masks import reach, within
 from attention_zoo.models.layers import Layers
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding
@@ -115,7 +116,9 @@ class CausalLM(Layers, kw_only=True):
         positions: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Loss and token accuracy of targets [B, T], without ever holding all logits; see `projected_cross_entropy`."""
-        features, _ = self._features(tokens, deterministic, segments, positions, None)
+        features, _ = self._features(
+            tokens, deterministic, segments, positions, None, within(reach(mask), mask.shape[1])
+        )
         kernel = (
             self.embedding.kernel() if self.tied else self.output.variables["params"]["kernel"].astype(features.dtype)
         )
@@ -127,13 +130,19 @@ class CausalLM(Layers, kw_only=True):
         return self.embedding.attend(features) if self.tied else self.output(features)
 
     def _features(
-        self, tokens: jax.Array, deterministic: bool, segments: Any, positions: Any, asked: Asked | None
+        self,
+        tokens: jax.Array,
+        deterministic: bool,
+        segments: Any,
+        positions: Any,
+        asked: Asked | None,
+        real: jax.Array | None = None,
     ) -> tuple[jax.Array, list[Any]]:
         counted = self.count(tokens) if positions is None else positions
         apart = None if segments is None else (segments, segments)
         sight = Sight(None, apart, positions, None if self.relative is None else self.relative())
         vectors = self._embed(tokens, counted, deterministic)
-        features, _, seen = self.blocks(vectors, sight, asked=asked, deterministic=deterministic)
+        features, _, seen = self.blocks(vectors, sight, asked=asked, deterministic=deterministic, real=real)
         return features, seen
 
     def _embed(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:

@@ -9,7 +9,7 @@ from flax.typing import Dtype
 
 from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.losses import projected_cross_entropy
-from attention_zoo.functional.masks import within
+from attention_zoo.functional.masks import reach, within
 from attention_zoo.functional.recurrent import State
 from attention_zoo.models.mechanisms import ALIGNMENTS, check_mechanism, mechanism
 from attention_zoo.modules.decoder import DecoderState, RecurrentDecoder
@@ -189,7 +189,7 @@ class Seq2Seq(nn.Module):
         """
         cache = self.start(source, source_lengths, deterministic)
         # Steps before one that counts are read, even where they do not count themselves.
-        lengths = jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[1] + 1), 0), 1, initial=0)
+        lengths = reach(mask)
         features, _, alignment = self._features(cache, target_inputs, deterministic, lengths)
         if self.tied:
             kernel, bias = self.target_embedding.kernel(), None

@@ -8,11 +8,12 @@ from flax import linen as nn
 
 from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.losses import projected_cross_entropy
+from attention_zoo.functional.masks import reach, within
 from attention_zoo.models.layers import Layers
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding
 from attention_zoo.modules.multihead import Asked, Sight
-from attention_zoo.notation import Array, Float, Int, checked
+from attention_zoo.notation import Array, Bool, Float, Int, checked
 
 
 class TransformerCache(NamedTuple):
@@ -116,7 +117,8 @@ class Transformer(Layers, kw_only=True):
         vectors = self._embed(embedding, source, own, self.source_positions, deterministic)
         bias = _bias(self.source_relative)
         sight = Sight(segments=segments, positions=own, relative=bias, lengths=source_lengths)
-        annotations, _, seen = self.encoder(vectors, sight, asked=asked, deterministic=deterministic)
+        options: Any = {"deterministic": deterministic, "real": within(source_lengths, source.shape[1])}
+        annotations, _, seen = self.encoder(vectors, sight, asked=asked, **options)
         return annotations, seen
 
     @checked
@@ -182,9 +184,11 @@ class Transformer(Layers, kw_only=True):
     ) -> tuple[jax.Array, jax.Array, Alignment]:
         """Loss and token accuracy of targets [B, T] by teacher forcing, without ever holding all logits; the alignment.
 
-        Equal to `losses.cross_entropy` of the logits that the call gives; see `losses.projected_cross_entropy`.
+        What follows the last target of a row that counts may be left out, and its alignment is not to be read. Equal
+        to `losses.cross_entropy` of the logits that the call gives; see `losses.projected_cross_entropy`.
         """
-        features, alignment = self._forced(source, source_lengths, target_inputs, deterministic, packed)
+        real = within(reach(mask), mask.shape[1])
+        features, alignment = self._forced(source, source_lengths, target_inputs, deterministic, packed, real)
         kernel, bias = self._output(features.dtype)
         return *projected_cross_entropy(features, kernel, bias, targets, mask, label_smoothing), alignment
 
@@ -205,25 +209,35 @@ class Transformer(Layers, kw_only=True):
         deterministic: bool = True,
         packed: Packed | None = None,
         asked: Asked | None = None,
+        real: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[jax.Array, "B T D"], list[Any]]:
-        """The decoder's features of a whole target, [B, T, D], and the weights of each layer that were asked for."""
+        """The decoder's features of a whole target, [B, T, D], and the weights of each layer that were asked for.
+
+        Args:
+            real: what is read of these, see `modules.FeedForward`; all by default.
+        """
         own = None if packed is None else packed.target_positions
         vectors = self._embed(self.target_embedding, target_inputs, own, self.target_positions, deterministic)
         segments = None if packed is None else (packed.target_segments, packed.target_segments)
         across = None if packed is None else (packed.target_segments, packed.source_segments)
         own_sight = Sight(segments=segments, positions=own, relative=_bias(self.target_relative))
         sights = own_sight, Sight(segments=across, lengths=source_lengths)
-        features, _, seen = self.decoder(
-            vectors, sights[0], None, self.decoder.remember(annotations), sights[1], asked, deterministic
-        )
+        memory = self.decoder.remember(annotations)
+        features, _, seen = self.decoder(vectors, sights[0], None, memory, sights[1], asked, deterministic, real)
         return features, seen
 
     def _forced(
-        self, source: Any, source_lengths: Any, target_inputs: Any, deterministic: bool, packed: Packed | None
+        self,
+        source: Any,
+        source_lengths: Any,
+        target_inputs: Any,
+        deterministic: bool,
+        packed: Packed | None,
+        real: Any = None,
     ) -> tuple[jax.Array, Alignment]:
         annotations, _ = self.encode(source, source_lengths, deterministic, packed)
         # Under jit the weights cost nothing where nobody reads them.
-        features, seen = self.decode(annotations, source_lengths, target_inputs, deterministic, packed, Asked())
+        features, seen = self.decode(annotations, source_lengths, target_inputs, deterministic, packed, Asked(), real)
         return features, self._alignment(seen)
 
     def _embed(self, embedding: Any, tokens: Any, positions: Any, learned: Any, deterministic: bool) -> jax.Array:

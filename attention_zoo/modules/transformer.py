@@ -10,9 +10,11 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from attention_zoo.functional.norms import relu
+from attention_zoo.functional.ragged import of_real_rows
+from attention_zoo.functional.rows import worth
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.multihead import Asked, Heads, MultiHeadAttention, Sight, append
-from attention_zoo.notation import Array, Float, checked
+from attention_zoo.notation import Array, Bool, Float, checked
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": relu,
@@ -44,18 +46,47 @@ class FeedForward(nn.Module):
     dropout: float = 0.0
     dtype: Dtype | None = None
 
-    @nn.compact
-    @checked
-    def __call__(self, inputs: Float[Array, "*b D"], deterministic: bool = True) -> Float[jax.Array, "*b W"]:
-        """Vectors [..., D] to vectors [..., width]."""
+    def setup(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}; got {self.activation!r}")
         dense = partial(Dense, use_bias=self.use_bias, dtype=self.dtype)
-        hidden = ACTIVATIONS[self.activation](dense(self.hidden, name="enter")(inputs))
+        self.enter, self.leave, self.drop = dense(self.hidden), dense(self.width), nn.Dropout(self.dropout)
         if self.activation == "swiglu":
-            hidden *= dense(self.hidden, name="gate")(inputs)
-        hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
-        return dense(self.width, name="leave")(hidden)
+            self.gate = dense(self.hidden)
+
+    @checked
+    def __call__(
+        self, inputs: Float[Array, "*b D"], deterministic: bool = True, real: Bool[Array, "*b"] | None = None
+    ) -> Float[jax.Array, "*b W"]:
+        """Vectors [..., D] to vectors [..., width].
+
+        Args:
+            real: whose results are read, [...]; what comes of others means nothing. With one CPU as JAX's only device,
+                large layers leave those out (`functional.ragged`).
+        """
+        if real is None or self.is_initializing() or not worth(real.size, inputs.shape[-1] * self.hidden):
+            return self.of_each(inputs, deterministic)
+        rows: dict[str, Any] = {"inputs": inputs.reshape(-1, inputs.shape[-1])}
+        constants = {"params": self.variables["params"]}
+        if self.dropout and not deterministic:
+            rows["numbers"], constants["key"] = jnp.arange(real.size), self.make_rng("dropout")
+        outputs = of_real_rows(partial(_of_rows, self.clone(parent=None)), constants, rows, real.reshape(-1))
+        return outputs.reshape(*inputs.shape[:-1], self.width)
+
+    def of_each(self, inputs: jax.Array, deterministic: bool = True) -> jax.Array:
+        """The call, for all of them."""
+        hidden = ACTIVATIONS[self.activation](self.enter(inputs))
+        if self.activation == "swiglu":
+            hidden *= self.gate(inputs)
+        return self.leave(self.drop(hidden, deterministic=deterministic))
+
+
+def _of_rows(module: FeedForward, constants: Any, rows: Any) -> Any:
+    """Vectors [n, D] to vectors [n, width], each with dropout of its own where there is a key."""
+    options: dict[str, Any] = {"method": "of_each", "deterministic": "key" not in constants}
+    if "key" in constants:
+        options["rngs"] = {"dropout": jax.random.fold_in(constants["key"], rows["numbers"][0])}
+    return module.apply({"params": constants["params"]}, rows["inputs"], **options)
 
 
 class TransformerBlock(nn.Module):
@@ -95,6 +126,7 @@ class TransformerBlock(nn.Module):
         cross_sight: Sight | None = None,
         asked: Asked | None = None,
         deterministic: bool = True,
+        real: jax.Array | None = None,
     ) -> tuple[jax.Array, Heads | None, Seen]:
         """Inputs [B, T, D] to outputs [B, T, D].
 
@@ -103,6 +135,7 @@ class TransformerBlock(nn.Module):
                 on from `sight.positions`; None where they are the whole sequence.
             memory: from `remember`. cross_sight: of attention to it.
             asked: whose weights are wanted.
+            real: whose outputs are read, [B, T], see `FeedForward`; all by default.
 
         Returns:
             outputs, the cache with the inputs in it, and the weights that were asked for.
@@ -128,7 +161,7 @@ class TransformerBlock(nn.Module):
         outputs = self._sublayer(inputs, own, self.own_norm, deterministic)
         if self.cross_attention is not None:
             outputs = self._sublayer(outputs, cross, self.cross_norm, deterministic)
-        forward = partial(self.forward, deterministic=deterministic)
+        forward = partial(self.forward, deterministic=deterministic, real=real)
         return self._sublayer(outputs, forward, self.forward_norm, deterministic), cache, Seen(**seen)
 
     def _sublayer(
@@ -180,6 +213,7 @@ class Stack(nn.Module):
         cross_sight: Sight | None = None,
         asked: Asked | None = None,
         deterministic: bool = True,
+        real: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[jax.Array, "B T D"], Any, list[Seen]]:
         """All blocks: outputs [B, T, D], the cache, and what was asked for, layer by layer.
 
@@ -187,7 +221,7 @@ class Stack(nn.Module):
             cache: of `start`, or from the last call; None where the inputs are the whole sequence.
             memory: from `remember`. The other arguments are those of a block.
         """
-        shared = (sight, cross_sight, asked)
+        shared = (sight, cross_sight, asked, real)
         if self.scan:
             outputs, (cache, seen) = self.together(inputs, cache, memory, shared, deterministic)
             layers = [jax.tree.map(lambda leaf, n=number: leaf[n], seen) for number in range(self.layers)]
@@ -222,8 +256,8 @@ class _Layer(nn.Module):
     def __call__(
         self, inputs: jax.Array, cache: Any, memory: Any, shared: tuple[Any, ...], deterministic: bool
     ) -> tuple[jax.Array, tuple[Any, Seen]]:
-        sight, cross_sight, asked = shared
-        outputs, cache, seen = self.made(inputs, sight, cache, memory, cross_sight, asked, deterministic)
+        sight, cross_sight, asked, real = shared
+        outputs, cache, seen = self.made(inputs, sight, cache, memory, cross_sight, asked, deterministic, real)
         return outputs, (cache, seen)
 
 

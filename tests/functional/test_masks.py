@@ -54,6 +54,12 @@ def test_segments_by_hand():
     np.testing.assert_array_equal(found, [[I, I, O, O], [O, O, I, O], [O, O, O, O]])
 
 
+@pytest.mark.parametrize("size", [0, 1, 5])
+def test_reach_by_hand(size):
+    mask = np.arange(size)[None] == np.array([0, 3, -1])[:, None]
+    assert masks.reach(jnp.asarray(mask)).tolist() == [min(size, 1), 4 if size == 5 else 0, 0]
+
+
 def test_combine_allows_what_all_allow():
     found = masks.combine(masks.causal(3, 3), None, masks.padding(jnp.array([2, 0]), 3))
     np.testing.assert_array_equal(found, [[[I, O, O], [I, I, O], [I, I, O]], [[O, O, O]] * 3])

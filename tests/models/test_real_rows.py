@@ -1,4 +1,4 @@
-"""The loss of the encoder-decoder with products of real rows alone is that with products of all."""
+"""The loss of a model that computes real rows alone is that of one that computes all."""
 
 from functools import partial
 
@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention_zoo.functional import rows
+from attention_zoo.functional import ragged, rows
+from attention_zoo.models import CausalLM, Classifier, Encoder, Transformer
+from tests.models import transformers
 from tests.models.small import FAMILIES, T, make
+from tests.models.transformers import KINDS
 from tests.quick import quick
 
 # Of a step that counts for nothing later ones are read; the last row has none that counts.
@@ -57,3 +60,45 @@ def test_the_loss_and_its_gradient_are_the_same(monkeypatch, name):
     kernels = {leaf.shape for leaf in jax.tree.leaves((params["params"]["encoder"], parts, keys)) if leaf.ndim == 2}
     assert kernels and kernels <= forth and {shape[::-1] for shape in kernels} & forth and kernels <= back
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), some, whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_those_of_a_transformer_are_the_same(monkeypatch, kind):
+    source, lengths, target = transformers.tokens()
+    vocabularies = {"source_vocabulary": transformers.N_SOURCE, "target_vocabulary": transformers.N_TARGET}
+    model = Transformer(**vocabularies, **{**transformers.SIZES, **KINDS[kind]})
+    mask = jnp.asarray(MASK[:, : target.shape[1]])
+    loss = lambda params: model.apply(params, source, lengths, target, target, mask, method="loss")[0]  # noqa: E731
+    _same_in_parts(monkeypatch, loss, transformers.drawn(model, source, lengths, target), 4)
+
+
+def test_those_of_a_language_model_are_the_same(monkeypatch):
+    _, _, target = transformers.tokens()
+    model = CausalLM(vocabulary=transformers.N_TARGET, **transformers.SIZES)
+    mask = jnp.asarray(MASK[:, : target.shape[1]])
+    loss = lambda params: model.apply(params, target, target[:, ::-1], mask, method="loss")[0]  # noqa: E731
+    _same_in_parts(monkeypatch, loss, transformers.drawn(model, target), 2)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_those_of_a_classifier_are_the_same(monkeypatch, pooling):
+    source, lengths, _ = transformers.tokens()
+    encoder = Encoder(vocabulary=transformers.N_SOURCE, **transformers.SIZES)
+    model = Classifier(encoder, 3, pooling=pooling)
+    # The first position of an empty row is padding.
+    filled = lengths > 0
+    loss = lambda params: (model.apply(params, source, lengths)[0][:, 0] * filled).sum()  # noqa: E731
+    _same_in_parts(monkeypatch, loss, transformers.drawn(model, source, lengths), 2)
+
+
+def _same_in_parts(monkeypatch, loss, params, loops):
+    """Loss and gradient, with feed-forward layers of the real positions; so many loops over their parts."""
+    whole = quick(jax.value_and_grad(loss))(params)
+    count = lambda: str(jax.make_jaxpr(lambda params: loss(params))(params)).count("while[")  # noqa: E731
+    before = count()
+    monkeypatch.setattr(rows, "LEAST", 0)
+    monkeypatch.setattr(ragged, "SIZES", (8, 2))
+    assert count() >= before + loops
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-6), quick(jax.value_and_grad(loss))(params), whole
+    )
