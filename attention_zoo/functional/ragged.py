@@ -34,12 +34,12 @@ Function = Callable[[Any, Any], jax.Array]
 
 
 class _Layout(NamedTuple):
-    """places: where the rows that are put together stand among all, [m]; the first `count` are real. spots: where all
+    """places: where the rows that are put together stand among all, [m]; the first `number` are real. spots: where all
     stand among these, [n]. real: [n]."""
 
     places: jax.Array
     spots: jax.Array
-    count: jax.Array
+    number: jax.Array
     real: jax.Array
 
 
@@ -77,7 +77,7 @@ def _lay_out(real: Array) -> _Layout:
 
 def _together(tree: Any, layout: _Layout) -> Any:
     """The real rows [m, ...], and zeros behind them."""
-    return jax.tree.map(partial(_taken, layout.places, jnp.arange(len(layout.places)) < layout.count), tree)
+    return jax.tree.map(partial(_taken, layout.places, jnp.arange(len(layout.places)) < layout.number), tree)
 
 
 def _back(tree: Any, layout: _Layout) -> Any:
@@ -104,7 +104,7 @@ class _Pass(NamedTuple):
 
 
 def _passes(layout: _Layout) -> list[_Pass]:
-    room, end, (large, small) = len(layout.places), for_the_fullest(layout.count), SIZES
+    room, end, (large, small) = len(layout.places), for_the_fullest(layout.number), SIZES
     full = _Pass(large, room // large, jnp.zeros((), jnp.int32), end // large)
     start = full.number * large
     rest = _Pass(small, -(-min(room, large - 1) // small), start, -((start - end) // small))

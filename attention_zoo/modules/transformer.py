@@ -67,7 +67,7 @@ class FeedForward(nn.Module):
         if real is None or self.is_initializing() or not worth(real.size, inputs.shape[-1] * self.hidden):
             return self.of_each(inputs, deterministic)
         rows: dict[str, Any] = {"inputs": inputs.reshape(-1, inputs.shape[-1])}
-        constants = {"params": self.variables["params"]}
+        constants: dict[str, Any] = {"params": self.variables["params"]}
         if self.dropout and not deterministic:
             rows["numbers"], constants["key"] = jnp.arange(real.size), self.make_rng("dropout")
         outputs = of_real_rows(partial(_of_rows, self.clone(parent=None)), constants, rows, real.reshape(-1))
