@@ -177,11 +177,12 @@ def project(
 
 
 def _matmul(rows: Array, kernel: Array) -> jax.Array:
-    """`x W`. Where it makes wide rows narrow on a CPU, by W^T, so that its gradient is `dy^T x` and then turned.
+    """`x W`; of a large W that makes wide rows narrow, on one CPU, by W^T as an array of its own.
 
-    XLA:CPU computes `x^T dy` on all of x's columns anew for each block of dy's.
+    So the gradient of W is `dy^T x`, turned, which XLA:CPU computes faster than `x^T dy`.
     """
-    if not (worth(rows.shape[0], kernel.size) and kernel.shape[0] >= 2 * kernel.shape[1]):
+    narrows = kernel.shape[0] >= 2 * kernel.shape[1] and rows.dtype == kernel.dtype
+    if not (narrows and worth(rows.shape[0], kernel.size)):
         return rows @ kernel
     return jax.lax.dot_general(rows, jax.lax.optimization_barrier(kernel.T), (((1,), (1,)), ((), ())))
 

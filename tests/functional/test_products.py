@@ -1,0 +1,86 @@
+"""Products of layers: one that makes wide rows narrow is the plain one, and its gradient is computed turned."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from attention_zoo.functional import rows
+from attention_zoo.functional.loop import scan
+from attention_zoo.functional.products import project
+from tests.quick import quick
+
+N, I, O = 7, 11, 5  # noqa: E741 - rows, and the widths of the input and the output
+DRAW = np.random.default_rng(0)
+X, W, BY = (jnp.float32(DRAW.normal(size=shape)) for shape in ((N, I), (I, O), (N, O)))
+
+
+@pytest.fixture(autouse=True)
+def _always(monkeypatch):
+    monkeypatch.setattr(rows, "LEAST", 0)
+
+
+def dots(function, *arguments):
+    """What the products of a program read."""
+    equations = jax.make_jaxpr(lambda *a: function(*a))(*arguments).jaxpr.eqns
+    return [[var.aval.shape for var in one.invars] for one in equations if one.primitive.name == "dot_general"]
+
+
+def gradient(x, kernel, by):
+    return jax.vjp(lambda kernel: project(x, kernel), kernel)[1](by)[0]
+
+
+def test_value_and_gradients_forward_and_reverse():
+    works = lambda x, kernel: jnp.sin(project(x, kernel))  # noqa: E731
+    np.testing.assert_allclose(works(X, W), jnp.sin(X @ W), rtol=1e-5, atol=1e-6)
+    with jax.enable_x64():
+        check_grads(works, (np.float64(X), np.float64(W)), order=2, modes=["fwd", "rev"])
+
+
+def test_the_gradient_of_the_kernel_is_computed_turned():
+    assert dots(gradient, X, W, BY)[-1] == [(N, O), (N, I)]
+    assert dots(project, X, W) == [[(N, I), (O, I)]]
+
+
+@pytest.mark.parametrize(("kernel", "least"), [(W, N * I * O + 1), (W[:, :3].T, 0), (W[: 2 * O - 1], 0)])
+def test_other_kernels_are_not(monkeypatch, kernel, least):
+    monkeypatch.setattr(rows, "LEAST", least)
+    x = X[:, :3] if kernel.shape[0] == 3 else X[:, : kernel.shape[0]]
+    assert dots(project, x, kernel) == [[x.shape, kernel.shape]]
+
+
+@pytest.mark.parametrize(("name", "value"), [("device_count", 2), ("default_backend", "gpu")])
+def test_nor_on_several_devices_and_off_the_cpu(monkeypatch, name, value):
+    monkeypatch.setattr(jax, name, lambda: value)
+    assert dots(project, X, W) == [[(N, I), (I, O)]]
+
+
+def test_under_vmap_of_rows_or_kernels():
+    kernels = jnp.stack([W, 2 * W])
+    for axes, kernel in (((0, None, 0), W), ((0, 0, 0), kernels)):
+        found = quick(jax.vmap(gradient, axes))(jnp.stack([X, X[::-1]]), kernel, jnp.stack([BY, -BY]))
+        np.testing.assert_allclose(found, [X.T @ BY, -X[::-1].T @ BY], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_dtypes_are_those_of_the_plain_product(dtypes):
+    x, kernel = X.astype(dtypes[0]), W.astype(dtypes[1])
+    found, expected = project(x, kernel), x @ kernel
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(np.float32(found), np.float32(expected), rtol=2e-2, atol=2e-2)
+    by = BY.astype(found.dtype)
+    assert gradient(x, kernel, by).dtype == kernel.dtype
+
+
+def test_in_a_scan_its_steps_are_plain_and_its_gradient_is_of_all_steps_and_turned():
+    xs, bys = jnp.stack([X, 2 * X, 3 * X]), jnp.stack([BY, BY, -BY])
+
+    def pulled(kernel):
+        step = lambda kernel, carry, x: (carry, project(x, kernel))  # noqa: E731
+        return jax.vjp(lambda kernel: scan(step, kernel, (), xs)[1], kernel)[1](bys)[0]
+
+    np.testing.assert_allclose(
+        quick(pulled)(W), sum(x.T @ by for x, by in zip(xs, bys, strict=True)), rtol=1e-4, atol=1e-4
+    )
+    assert dots(pulled, W)[-1] == [(3 * N, O), (3 * N, I)]
