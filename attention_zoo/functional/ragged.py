@@ -35,24 +35,25 @@ Function = Callable[[Any, Any], jax.Array]
 
 class _Layout(NamedTuple):
     """places: where the rows that are put together stand among all, [m]; the first `number` are real. spots: where all
-    stand among these, [n]. real: [n]."""
+    stand among these, [n]. real: [n]. end: of the parts, `number`; under `jax.vmap` that of the fullest example."""
 
     places: jax.Array
     spots: jax.Array
     number: jax.Array
     real: jax.Array
+    end: jax.Array
 
 
 @checked
 def of_real_rows(function: Function, constants: Any, rows: Any, real: Bool[Array, " n"]) -> jax.Array:
     """`function(constants, rows)` for the rows that are real, and zeros for others, [n, ...].
 
-    Reverse mode only (`jax.grad`, `jax.vjp`), as with any `jax.custom_vjp`. Under `jax.vmap` all examples take as many
-    parts as the fullest.
+    No forward mode; under `jax.jit` one reverse pass, and no second over that (`jax.hessian` is forward over reverse,
+    and works). Under `jax.vmap` all examples take as many parts as the fullest.
 
     Args:
-        function: pure, of each row by itself, and of floating-point results. It is called for fewer rows than n, with
-            zeros for some.
+        function: pure, of floating-point results, each of its own row alone but for what is drawn at random. It is
+            called for fewer rows than n, with zeros for some.
         constants: a pytree of weights, and whatever else is the same for all rows.
         rows: a pytree of arrays [n, ...].
         real: True = this row's result is read, [n].
@@ -72,7 +73,9 @@ def _lay_out(real: Array) -> _Layout:
     before = jnp.cumsum(real, dtype=jnp.int32) - real  # real ones
     spots = jnp.where(real, before, count + at - before)
     room = -(-len(real) // SIZES[-1]) * SIZES[-1]
-    return _Layout(jnp.zeros(room, jnp.int32).at[spots].set(at, unique_indices=True), spots, count, real)
+    return _Layout(
+        jnp.zeros(room, jnp.int32).at[spots].set(at, unique_indices=True), spots, count, real, for_the_fullest(count)
+    )
 
 
 def _together(tree: Any, layout: _Layout) -> Any:
@@ -104,7 +107,7 @@ class _Pass(NamedTuple):
 
 
 def _passes(layout: _Layout) -> list[_Pass]:
-    room, end, (large, small) = len(layout.places), for_the_fullest(layout.number), SIZES
+    room, end, (large, small) = len(layout.places), layout.end, SIZES
     full = _Pass(large, room // large, jnp.zeros((), jnp.int32), end // large)
     start = full.number * large
     rest = _Pass(small, -(-min(room, large - 1) // small), start, -((start - end) // small))
@@ -199,7 +202,8 @@ def _backward(
     gradient, d_rows = _together(by, layout), blank(rows, by)
     summed = [differentiable(leaf) and any(way.reads[n] for way in ways) for n, leaf in enumerate(constants)]
     sums = [
-        zeros_after(leaf.shape, leaf.dtype, by) if read else None for leaf, read in zip(constants, summed, strict=True)
+        zeros_after(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32), by) if read else None
+        for leaf, read in zip(constants, summed, strict=True)
     ]
     for parts, way, found in zip(_passes(layout), ways, known, strict=True):
 
@@ -211,7 +215,10 @@ def _backward(
             return sums, _written(d_rows, row, added)
 
         sums, d_rows = parts.loop(body, (sums, d_rows))
-    return sums, _back(d_rows, layout), None
+    d_constants = [
+        None if total is None else total.astype(leaf.dtype) for total, leaf in zip(sums, constants, strict=True)
+    ]
+    return d_constants, _back(d_rows, layout), None
 
 
 def _part(tree: Any, start: Any, size: int) -> Any:

@@ -85,7 +85,9 @@ class Encoder(Layers, kw_only=True):
         apart = None if segments is None else (segments, segments)
         bias = None if self.relative is None else self.relative()
         sight = Sight(segments=apart, positions=positions, relative=bias, lengths=lengths)
-        options: Any = {"deterministic": deterministic, "real": within(lengths, tokens.shape[1])}
+        # The first position is read of empty rows too, by pooling.
+        real = within(jnp.maximum(lengths, 1), tokens.shape[1])
+        options: Any = {"deterministic": deterministic, "real": real}
         outputs, _, seen = self.blocks(vectors, sight, asked=asked, **options)
         return outputs, seen
 
@@ -113,7 +115,7 @@ class MaskedLM(nn.Module):
         types: Int[Array, "B S"] | None = None,
         deterministic: bool = True,
     ) -> Float[jax.Array, "B S N"]:
-        """Logits of every position, [B, S, N]."""
+        """Logits of every position, [B, S, N]; those of padding mean nothing."""
         vectors, _ = self.encoder(tokens, lengths, types, deterministic)
         hidden = self.norm(ACTIVATIONS[self.encoder.activation](self.transform(vectors)))
         logits = self.encoder.embedding.attend(hidden)

@@ -62,12 +62,13 @@ class FeedForward(nn.Module):
 
         Args:
             real: whose results are read, [...]; what comes of others means nothing. With one CPU as JAX's only device,
-                large layers leave those out (`functional.ragged`).
+                large layers leave those out, and what is captured or sown inside is lost then; see
+                `functional.ragged.of_real_rows`, also for what is differentiated twice.
         """
         if real is None or self.is_initializing() or not worth(real.size, inputs.shape[-1] * self.hidden):
             return self.of_each(inputs, deterministic)
         rows: dict[str, Any] = {"inputs": inputs.reshape(-1, inputs.shape[-1])}
-        constants: dict[str, Any] = {"params": self.variables["params"]}
+        constants: dict[str, Any] = {"params": self.variables.get("params", {})}
         if self.dropout and not deterministic:
             rows["numbers"], constants["key"] = jnp.arange(real.size), self.make_rng("dropout")
         outputs = of_real_rows(partial(_of_rows, self.clone(parent=None)), constants, rows, real.reshape(-1))
@@ -82,7 +83,7 @@ class FeedForward(nn.Module):
 
 
 def _of_rows(module: FeedForward, constants: Any, rows: Any) -> Any:
-    """Vectors [n, D] to vectors [n, width], each with dropout of its own where there is a key."""
+    """Vectors [n, D] to vectors [n, width], with dropout where there is a key, another for each part of the rows."""
     options: dict[str, Any] = {"method": "of_each", "deterministic": "key" not in constants}
     if "key" in constants:
         options["rngs"] = {"dropout": jax.random.fold_in(constants["key"], rows["numbers"][0])}

@@ -96,6 +96,32 @@ def test_vmap_over_rows_constants_or_both():
         close(found, expected)
 
 
+@pytest.mark.usefixtures("float64")
+def test_what_goes_back_of_one_example_of_several_is_its_own():
+    """Its parts are those that going forth took, as many as the fullest needed, and not as many as it needs itself."""
+    constants, rows, by = problem()
+    real = jnp.arange(N)[None] < jnp.array([[14], [3]])
+    go = lambda work, real: jax.vjp(lambda x: work(feed, constants, rows | {"x": x}, real), rows["x"])[1]  # noqa: E731
+    pulls = jax.vmap(partial(go, of_real_rows))(real)
+    for n in range(2):
+        close(jax.tree.map(lambda leaf, n=n: leaf[n], pulls)(by), go(of_all, real[n])(by))
+
+
+@pytest.mark.usefixtures("float64")
+def test_forward_over_reverse_works():
+    x, real = jnp.asarray(DRAW.normal(size=(N, 2))), jnp.arange(N) < 11
+    bent = lambda work: jax.hessian(lambda c: work(lambda c, x: jnp.sin(x * c), c, x, real).sum())(jnp.ones((1, 2)))  # noqa: E731
+    close(bent(of_real_rows), bent(of_all))
+
+
+def test_shares_of_parts_are_summed_in_float32():
+    """256 of the first part and 1 of each other: in bfloat16 256 + 1 is 256."""
+    x = jnp.zeros((N, 1)).at[jnp.array([0, 7, 14, 16, 18]), 0].set(jnp.array([256.0, 1, 1, 1, 1])).astype(jnp.bfloat16)
+    work = lambda c: of_real_rows(lambda c, x: x * c[None], c, x, jnp.ones(N, bool))  # noqa: E731
+    (gradient,) = jax.vjp(work, jnp.ones(1, jnp.bfloat16))[1](jnp.ones((N, 1), jnp.bfloat16))
+    assert gradient.dtype == jnp.bfloat16 and float(gradient[0]) == 260
+
+
 def parts(function):
     """For how many rows a function of rows is called when the program runs, part after part."""
     sizes = []

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.errors import ScopeCollectionNotFound
 
 from attention_zoo.functional import ragged, rows
 from attention_zoo.modules import FeedForward, MultiHeadAttention, Sight, Stack, TransformerBlock
@@ -49,6 +50,12 @@ def test_equals_the_layer_of_all_rows(activation):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), some, whole)
     assert loops(partial(module.apply, variables, real=REAL), INPUTS) == 2
     assert loops(partial(module.apply, variables), INPUTS) == 0
+
+
+def test_no_parameters_is_what_flax_says_it_is():
+    for real in (None, REAL):
+        with pytest.raises(ScopeCollectionNotFound, match="params"):
+            FeedForward(11, WIDTH).apply({}, INPUTS, real=real)
 
 
 def test_a_small_layer_takes_all_rows(monkeypatch):
