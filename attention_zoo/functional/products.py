@@ -177,14 +177,25 @@ def project(
 
 
 def _matmul(rows: Array, kernel: Array) -> jax.Array:
-    """`x W`; of a large W that makes wide rows narrow, on one CPU, by W^T as an array of its own.
-
-    So the gradient of W is `dy^T x`, turned, which XLA:CPU computes faster than `x^T dy`.
-    """
+    """`x W`; of a large W that makes wide rows narrow, on one CPU, with a gradient of W that is computed turned."""
     narrows = kernel.shape[0] >= 2 * kernel.shape[1] and rows.dtype == kernel.dtype
-    if not (narrows and worth(rows.shape[0], kernel.size)):
-        return rows @ kernel
-    return jax.lax.dot_general(rows, jax.lax.optimization_barrier(kernel.T), (((1,), (1,)), ((), ())))
+    return _narrowing(rows, kernel) if narrows and worth(rows.shape[0], kernel.size) else rows @ kernel
+
+
+@jax.custom_jvp
+def _narrowing(rows: Array, kernel: Array) -> jax.Array:
+    return rows @ kernel
+
+
+@_narrowing.defjvp
+def _narrowing_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[jax.Array, jax.Array]:
+    """By W the product is one with W^T, an array of its own, so that going back gives `dy^T x` and turns that.
+
+    XLA:CPU computes this faster than `x^T dy`.
+    """
+    (rows, kernel), (d_rows, d_kernel) = primals, tangents
+    by_kernel = jax.lax.dot_general(rows, jax.lax.optimization_barrier(d_kernel.T), (((1,), (1,)), ((), ())))
+    return _narrowing(rows, kernel), d_rows @ kernel + by_kernel
 
 
 def join_queries(steps: Array) -> Array:
