@@ -18,6 +18,7 @@ from attention_zoo.functional.arrays import (
     blank,
     combine,
     differentiable,
+    one_cpu,
     partition,
     stacked,
     thinned,
@@ -30,6 +31,8 @@ from attention_zoo.notation import Array, Bool, checked
 
 # Rows at a time: parts of the first size as long as they are full, then of the second. Products of fewer are slower.
 SIZES = (512, 64)
+# From so many rows, and so many multiplications for each, leaving some out pays: parts of the second size are slow.
+LEAST = (2048, 2**17)
 Function = Callable[[Any, Any], jax.Array]
 
 
@@ -42,6 +45,11 @@ class _Layout(NamedTuple):
     number: jax.Array
     real: jax.Array
     end: jax.Array
+
+
+def worth(number: int, size: int) -> bool:
+    """Whether `of_real_rows` pays: for so many rows (jax.export may know a name only), so many multiplications each."""
+    return one_cpu() and isinstance(number, int) and number >= LEAST[0] and size >= LEAST[1]
 
 
 @checked

@@ -10,8 +10,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from attention_zoo.functional.norms import relu
-from attention_zoo.functional.ragged import of_real_rows
-from attention_zoo.functional.rows import worth
+from attention_zoo.functional.ragged import of_real_rows, worth
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.multihead import Asked, Heads, MultiHeadAttention, Sight, append
 from attention_zoo.notation import Array, Bool, Float, checked

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from flax.errors import ScopeCollectionNotFound
 
-from attention_zoo.functional import ragged, rows
+from attention_zoo.functional import ragged
 from attention_zoo.modules import FeedForward, MultiHeadAttention, Sight, Stack, TransformerBlock
 from tests.quick import quick
 
@@ -23,7 +23,7 @@ REAL = jnp.arange(T)[None] < LENGTHS[:, None]
 @pytest.fixture(autouse=True)
 def _always(monkeypatch):
     """Small layers too leave rows out."""
-    monkeypatch.setattr(rows, "LEAST", 0)
+    monkeypatch.setattr(ragged, "LEAST", (0, 0))
     monkeypatch.setattr(ragged, "SIZES", (8, 2))
 
 
@@ -61,8 +61,9 @@ def test_no_parameters_is_what_flax_says_it_is():
 def test_a_small_layer_takes_all_rows(monkeypatch):
     module = FeedForward(11, WIDTH)
     variables = drawn(module, INPUTS)
-    for least, expected in ((B * T * D * 11, 2), (B * T * D * 11 + 1, 0)):
-        monkeypatch.setattr(rows, "LEAST", least)
+    number, size = B * T, D * 11
+    for least, expected in (((number, size), 2), ((number + 1, size), 0), ((number, size + 1), 0)):
+        monkeypatch.setattr(ragged, "LEAST", least)
         assert loops(partial(module.apply, variables, real=REAL), INPUTS) == expected
 
 
