@@ -26,7 +26,7 @@ from attention_zoo.functional.arrays import (
     zeros_after,
 )
 from attention_zoo.functional.programs import Program, trace
-from attention_zoo.functional.rows import for_the_fullest
+from attention_zoo.functional.rows import for_the_fullest, real_first
 from attention_zoo.notation import Array, Bool, checked
 
 # Rows at a time: parts of the first size as long as they are full, then of the second. Products of fewer are slower.
@@ -77,13 +77,8 @@ def of_real_rows(function: Function, constants: Any, rows: Any, real: Bool[Array
 
 
 def _lay_out(real: Array) -> _Layout:
-    at, count = jnp.arange(len(real), dtype=jnp.int32), jnp.sum(real, dtype=jnp.int32)
-    before = jnp.cumsum(real, dtype=jnp.int32) - real  # real ones
-    spots = jnp.where(real, before, count + at - before)
-    room = -(-len(real) // SIZES[-1]) * SIZES[-1]
-    return _Layout(
-        jnp.zeros(room, jnp.int32).at[spots].set(at, unique_indices=True), spots, count, real, for_the_fullest(count)
-    )
+    places, spots, number = real_first(real, -(-len(real) // SIZES[-1]) * SIZES[-1])
+    return _Layout(places, spots, number, real, for_the_fullest(number))
 
 
 def _together(tree: Any, layout: _Layout) -> Any:

@@ -59,7 +59,7 @@ def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None)
 
 
 def worth(number: int, size: int) -> bool:
-    """Whether leaving rows out pays for `number` rows and kernels of this size (jax.export may know a name only)."""
+    """Whether products of so many rows (jax.export may know a name only) and a kernel of this size are large, on a CPU."""
     return one_cpu() and isinstance(number, int) and number * size >= LEAST
 
 
@@ -126,12 +126,18 @@ def _sizes(number: int) -> list[int]:
 
 
 def _pack(real: Array) -> _Packing:
+    places, spots, count = real_first(real, len(real))
+    choice = sum(jnp.int32(count >= size) for size in _sizes(len(real))[:-1])
+    return _Packing(places, spots, for_the_fullest(jnp.asarray(choice)))
+
+
+def real_first(real: Array, room: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows in an order that begins with the real ones: their numbers, filled up with zeros, [room]; where each row is
+    among these, [n]; how many are real."""
     at, count = jnp.arange(len(real), dtype=jnp.int32), jnp.sum(real, dtype=jnp.int32)
     before = jnp.cumsum(real, dtype=jnp.int32) - real  # real ones
     spots = jnp.where(real, before, count + at - before)
-    places = jnp.zeros_like(at).at[spots].set(at, unique_indices=True)
-    choice = sum(jnp.int32(count >= size) for size in _sizes(len(real))[:-1])
-    return _Packing(places, spots, for_the_fullest(jnp.asarray(choice)))
+    return jnp.zeros(room, jnp.int32).at[spots].set(at, unique_indices=True), spots, count
 
 
 @custom_vmap
