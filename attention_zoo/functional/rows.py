@@ -59,7 +59,7 @@ def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None)
 
 
 def worth(number: int, size: int) -> bool:
-    """Whether products of so many rows (jax.export may know a name only) and a kernel of this size are large, on a CPU."""
+    """Whether products of so many rows (a number, or a name in jax.export) and such a kernel are large on a CPU."""
     return one_cpu() and isinstance(number, int) and number * size >= LEAST
 
 
