@@ -26,7 +26,7 @@ from attention_zoo.functional.losses import projected_cross_entropy
 from attention_zoo.functional.masks import within
 from attention_zoo.functional.search import beam
 from attention_zoo.models import Captioner, Seq2Seq, Transformer
-from attention_zoo.modules import RecurrentEncoder
+from attention_zoo.modules import FeedForward, RecurrentEncoder, RecurrentLayer
 from attention_zoo.training.caption_losses import likelihood
 from attention_zoo.training.reporting import write_whole
 from attention_zoo.training.step import TrainState, train_step
@@ -87,6 +87,28 @@ def bidirectional_lstm() -> Work:
     return jax.value_and_grad(read, (0, 1)), (_parameters(encoder, *arrays), *arrays)
 
 
+def padded_lstm() -> Work:
+    """One layer of 512 units over 7 steps of 64 rows, whose large products take the real rows (`functional.rows`)."""
+    layer = RecurrentLayer(512)
+
+    def read(params: Any, inputs: Any, lengths: Any) -> jax.Array:
+        return layer.apply({"params": params}, inputs, lengths)[0].sum()
+
+    arrays = floats(7, 64, 256), integers(64)
+    return jax.value_and_grad(read, (0, 1)), (_parameters(layer, *arrays), *arrays)
+
+
+def padded_feed_forward() -> Work:
+    """A layer for 2,048 rows, 256 to 512 and back, that computes the real ones part by part (`functional.ragged`)."""
+    layer, rows = FeedForward(512, 256), floats(16, 128, 256)
+
+    def change(params: Any, rows: Any, real: Any) -> jax.Array:
+        return layer.apply({"params": params}, rows, real=real).sum()
+
+    real = jax.ShapeDtypeStruct(rows.shape[:2], bool)
+    return jax.value_and_grad(change, (0, 1)), (_parameters(layer, rows), rows, real)
+
+
 def large_vocabulary_loss() -> Work:
     """2048 rows of features over 4,000 words."""
     mask = jax.ShapeDtypeStruct((32, 64), bool)
@@ -144,6 +166,8 @@ WORKS: dict[str, Callable[[], Work]] = {
     "chunked dot-product attention": dot_product,
     "additive attention": additive,
     "bidirectional LSTM": bidirectional_lstm,
+    "LSTM with padding": padded_lstm,
+    "feed-forward layer with padding": padded_feed_forward,
     "large-vocabulary loss": large_vocabulary_loss,
     "translator's training step": translator_step,
     "Transformer's training step": transformer_step,

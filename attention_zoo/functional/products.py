@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.arrays import apart, differentiable
-from attention_zoo.functional.rows import matmul, real_rows_matmul, transposed_matmul, worth
+from attention_zoo.functional.rows import large, matmul, real_rows_matmul, transposed_matmul
 from attention_zoo.notation import Array
 
 Operation = Callable[..., jax.Array]
@@ -179,7 +179,7 @@ def project(
 def _matmul(rows: Array, kernel: Array) -> jax.Array:
     """`x W`; of a large W that makes wide rows narrow, on one CPU, with a gradient of W that is computed turned."""
     narrows = kernel.shape[0] >= 2 * kernel.shape[1] and rows.dtype == kernel.dtype
-    return _narrowing(rows, kernel) if narrows and worth(rows.shape[0], kernel.size) else rows @ kernel
+    return _narrowing(rows, kernel) if narrows and large(rows.shape[0], kernel.size) else rows @ kernel
 
 
 @jax.custom_jvp

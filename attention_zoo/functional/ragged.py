@@ -47,7 +47,7 @@ class _Layout(NamedTuple):
     end: jax.Array
 
 
-def worth(number: int, size: int) -> bool:
+def pays(number: int, size: int) -> bool:
     """Whether `of_real_rows` pays: for so many rows (jax.export may know a name only), so many multiplications each."""
     return one_cpu() and isinstance(number, int) and number >= LEAST[0] and size >= LEAST[1]
 

@@ -40,12 +40,12 @@ def real_rows_matmul(rows: Float[Array, "n I"], kernel: Float[Array, "I O"], rea
         kernel: W, [I, O].
         real: True = this row's result is read, [n].
     """
-    return _packed(rows, kernel, real) if worth(rows.shape[0], kernel.size) else rows @ kernel
+    return _packed(rows, kernel, real) if large(rows.shape[0], kernel.size) else rows @ kernel
 
 
 def matmul(rows: Array, kernel: Array, real: Array) -> jax.Array:
     """`real_rows_matmul` without a gradient of its own: for a loop that knows what that is."""
-    return _row_by_row(rows, kernel, real) if worth(rows.shape[0], kernel.size) else rows @ kernel
+    return _row_by_row(rows, kernel, real) if large(rows.shape[0], kernel.size) else rows @ kernel
 
 
 def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None) -> jax.Array:
@@ -58,7 +58,7 @@ def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None)
     return gradient @ transpose if real is None else matmul(gradient, transpose, real)
 
 
-def worth(number: int, size: int) -> bool:
+def large(number: int, size: int) -> bool:
     """Whether products of so many rows (a number, or a name in jax.export) and such a kernel are large on a CPU."""
     return one_cpu() and isinstance(number, int) and number * size >= LEAST
 

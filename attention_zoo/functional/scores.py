@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from attention_zoo.functional.arrays import apart
 from attention_zoo.functional.masks import same_rank
 from attention_zoo.functional.products import join_queries, product, project, recalling
 from attention_zoo.notation import Array, Float, checked
@@ -97,7 +98,8 @@ def _backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array]:
     by_queries = sum_of_slopes(gradient, hidden, axis + 1)
     by_keys = (gradient[..., None] * (1 - jnp.square(hidden))).sum(axis)
     v = jnp.expand_dims(energy, range(axis + 1))
-    return v * by_queries, v * by_keys, gradient.reshape(-1) @ hidden.reshape(-1, len(energy))
+    # Its two readers, a product and what is collected, would each compute the sum.
+    return apart(v * by_queries), v * by_keys, gradient.reshape(-1) @ hidden.reshape(-1, len(energy))
 
 
 _additive_once_more.defvjp(_forward, _backward)

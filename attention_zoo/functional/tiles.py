@@ -142,4 +142,4 @@ def part(array: Array, start: Any, size: int, axis: int) -> Array:
 
 def merge_heads(array: Array) -> Array:
     """[B, G, R, ...] as [B, H, ...]."""
-    return array.reshape(array.shape[0], -1, *array.shape[3:])
+    return array.reshape(array.shape[0], array.shape[1] * array.shape[2], *array.shape[3:])

@@ -145,12 +145,12 @@ class MultiHeadAttention(nn.Module):
         key = self.make_rng("dropout") if self.dropout and not deterministic else None
         attend = partial(self._fused, None if cached else self.implementation) if self.score is None else self._scored
         context, weights = attend(queries, memory, where, asked, key)
-        joined = jnp.swapaxes(context, -2, -3).reshape(*inputs.shape[:-1], -1)
+        joined = jnp.swapaxes(context, -2, -3).reshape(*inputs.shape[:-1], self.heads * context.shape[-1])
         return self.output(joined), weights
 
     def _split(self, vectors: jax.Array, heads: int) -> jax.Array:
         """[B, T, H D] to [B, H, T, D]."""
-        return jnp.swapaxes(vectors.reshape(*vectors.shape[:-1], heads, -1), -2, -3)
+        return jnp.swapaxes(vectors.reshape(*vectors.shape[:-1], heads, vectors.shape[-1] // heads), -2, -3)
 
     def _placed(self, vectors: jax.Array, positions: jax.Array | None) -> jax.Array:
         """Queries or keys [B, H, T, D], turned by their positions where the scheme is rotary."""

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from attention_zoo.functional.norms import relu
-from attention_zoo.functional.ragged import of_real_rows, worth
+from attention_zoo.functional.ragged import of_real_rows, pays
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.multihead import Asked, Heads, MultiHeadAttention, Sight, append
 from attention_zoo.notation import Array, Bool, Float, checked
@@ -64,7 +64,7 @@ class FeedForward(nn.Module):
                 large layers leave those out, and what is captured or sown inside is lost then; see
                 `functional.ragged.of_real_rows`, also for what is differentiated twice.
         """
-        if real is None or self.is_initializing() or not worth(real.size, inputs.shape[-1] * self.hidden):
+        if real is None or self.is_initializing() or not pays(real.size, inputs.shape[-1] * self.hidden):
             return self.of_each(inputs, deterministic)
         rows: dict[str, Any] = {"inputs": inputs.reshape(-1, inputs.shape[-1])}
         constants: dict[str, Any] = {"params": self.variables.get("params", {})}

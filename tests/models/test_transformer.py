@@ -144,6 +144,24 @@ def test_loss_is_the_cross_entropy_of_the_logits(tied: bool, output_bias: bool) 
     assert 0 <= right <= 1
 
 
+def test_a_batch_without_examples_and_targets_without_steps_are_empty_not_errors() -> None:
+    model, variables = make()
+    source, lengths, target = SOURCE[:0], SOURCE_LENGTHS[:0], TARGET[:0]
+
+    def loss(variables):
+        return model.apply(variables, source, lengths, target, target, target == 0, method="loss")[0]
+
+    def all_of(variables):
+        no_rows, _ = model.apply(variables, source, lengths, target)
+        no_steps, _ = model.apply(variables, SOURCE, SOURCE_LENGTHS, TARGET[:, :0])
+        return (no_rows, no_steps), jax.value_and_grad(loss)(variables)
+
+    (no_rows, no_steps), (value, gradients) = run(all_of, variables)
+    assert (no_rows.shape, no_steps.shape) == ((0, T, N_TARGET), (B, 0, N_TARGET))
+    assert value == 0
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients))
+
+
 def test_weights_on_request_are_those_of_the_chosen_heads_and_rows() -> None:
     model, variables = make(layers=2, heads=3, width=12)
 
