@@ -177,7 +177,7 @@ def take_window(
 ) -> Shaped[Array, "*b T {size} K"]:
     """Slices of `size` positions, one for each start (0 or more); past the array's end they hold zeros or False."""
     positions = jnp.asarray(starts)[..., None] + _range(size, starts.ndim + 1)
-    flat = positions.reshape(*starts.shape[:-1], -1, 1)
+    flat = positions.reshape(*starts.shape[:-1], starts.shape[-1] * size, 1)
     taken = jnp.take_along_axis(array, flat, axis=-2, mode="fill", fill_value=0)
     return taken.reshape(*positions.shape, array.shape[-1])
 

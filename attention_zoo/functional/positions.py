@@ -109,7 +109,7 @@ def rotary(
     """
     vectors, width = jnp.asarray(vectors), vectors.shape[-1]
     _check_width("rotary", width, multiple=2)
-    pairs = vectors.reshape(*vectors.shape[:-1], *((-1, 2) if interleaved else (2, -1)))
+    pairs = vectors.reshape(*vectors.shape[:-1], *((width // 2, 2) if interleaved else (2, width // 2)))
     axis = -1 if interleaved else -2
     angles = _angles(positions, width, base, vectors.dtype)
     first, second, angles = same_rank(*jnp.unstack(pairs, axis=axis), angles)

@@ -200,7 +200,8 @@ def _narrowing_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) 
 
 def join_queries(steps: Array) -> Array:
     """Steps stacked in front, [N, ..., T, W], as more queries: [..., N T, W]. For products with keys or values."""
-    return jnp.moveaxis(steps, 0, -3).reshape(*steps.shape[1:-2], -1, steps.shape[-1])
+    queries = steps.shape[0] * steps.shape[-2]
+    return jnp.moveaxis(steps, 0, -3).reshape(*steps.shape[1:-2], queries, steps.shape[-1])
 
 
 def _as_rows(steps: Array) -> Array:

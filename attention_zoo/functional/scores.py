@@ -98,7 +98,7 @@ def _backward(kept: Any, gradient: Array) -> tuple[Array, Array, Array]:
     by_queries = sum_of_slopes(gradient, hidden, axis + 1)
     by_keys = (gradient[..., None] * (1 - jnp.square(hidden))).sum(axis)
     v = jnp.expand_dims(energy, range(axis + 1))
-    # Its two readers, a product and what is collected, would each compute the sum.
+    # Apart: from jax 0.11 on, XLA would compute it for a product and again for what a loop collects.
     return apart(v * by_queries), v * by_keys, gradient.reshape(-1) @ hidden.reshape(-1, len(energy))
 
 

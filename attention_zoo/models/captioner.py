@@ -1,5 +1,6 @@
 """Show, Attend and Tell: a picture read into words, with soft, hard or latent attention over its grid."""
 
+import math
 from dataclasses import field
 from typing import Any, NamedTuple
 
@@ -177,7 +178,7 @@ class Captioner(nn.Module):
         grid = jnp.asarray(images) if self.encoder is None else self.encoder(images)
         grid = located(grid) if self.located else grid
         check_width(self, grid.shape[-1])
-        values = grid.reshape(len(grid), -1, grid.shape[-1])
+        values = grid.reshape(len(grid), math.prod(grid.shape[1:-1]), grid.shape[-1])
         if self.dtype is not None:
             values = values.astype(self.dtype)
         seen = jnp.ones(values.shape[:2], bool) if mask is None else jnp.asarray(mask)

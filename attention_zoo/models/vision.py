@@ -88,8 +88,9 @@ def patches(images: Float[Array, "B Y X C"], side: int) -> Float[Array, "B S D"]
     batch, height, width, channels = images.shape
     if side < 1 or height % side or width % side:
         raise ValueError(f"patches: height and width are multiples of the side {side}; got {height} x {width}")
-    grid = images.reshape(batch, height // side, side, width // side, side, channels)
-    return jnp.swapaxes(grid, 2, 3).reshape(batch, -1, side * side * channels)
+    rows, columns = height // side, width // side
+    grid = images.reshape(batch, rows, side, columns, side, channels)
+    return jnp.swapaxes(grid, 2, 3).reshape(batch, rows * columns, side * side * channels)
 
 
 def _check(model: ViT) -> None:

@@ -144,8 +144,9 @@ def test_loss_is_the_cross_entropy_of_the_logits(tied: bool, output_bias: bool) 
     assert 0 <= right <= 1
 
 
-def test_a_batch_without_examples_and_targets_without_steps_are_empty_not_errors() -> None:
-    model, variables = make()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_without_examples_and_targets_without_steps_are_empty_not_errors(kind: str) -> None:
+    model, variables = make(**KINDS[kind])
     source, lengths, target = SOURCE[:0], SOURCE_LENGTHS[:0], TARGET[:0]
 
     def loss(variables):
