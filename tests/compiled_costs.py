@@ -22,8 +22,11 @@ import optax
 from attention_zoo.functional import chunked
 from attention_zoo.functional.additive_attention import additive_attention
 from attention_zoo.functional.dot_product import dot_product_attention
+from attention_zoo.functional.loop import scan
 from attention_zoo.functional.losses import projected_cross_entropy
 from attention_zoo.functional.masks import within
+from attention_zoo.functional.products import project
+from attention_zoo.functional.scores import additive as additive_score
 from attention_zoo.functional.search import beam
 from attention_zoo.models import Captioner, Seq2Seq, Transformer
 from attention_zoo.modules import FeedForward, RecurrentEncoder, RecurrentLayer
@@ -78,24 +81,27 @@ def additive() -> Work:
 
 def bidirectional_lstm() -> Work:
     """One layer of 128 units over 30 steps, lengths and all."""
-    encoder = RecurrentEncoder(128)
-
-    def read(params: Any, inputs: Any, lengths: Any) -> jax.Array:
-        return encoder.apply({"params": params}, inputs, lengths)[0].sum()
-
-    arrays = floats(16, 30, 128), integers(16)
-    return jax.value_and_grad(read, (0, 1)), (_parameters(encoder, *arrays), *arrays)
+    return _reading(RecurrentEncoder(128), floats(16, 30, 128), integers(16))
 
 
 def padded_lstm() -> Work:
     """One layer of 512 units over 7 steps of 64 rows, whose large products take the real rows (`functional.rows`)."""
-    layer = RecurrentLayer(512)
+    return _reading(RecurrentLayer(512), floats(7, 64, 256), integers(64))
 
-    def read(params: Any, inputs: Any, lengths: Any) -> jax.Array:
-        return layer.apply({"params": params}, inputs, lengths)[0].sum()
 
-    arrays = floats(7, 64, 256), integers(64)
-    return jax.value_and_grad(read, (0, 1)), (_parameters(layer, *arrays), *arrays)
+def additive_loop() -> Work:
+    """Steps that ask 60 keys each: what goes back to a query is summed once, for its product and to be collected."""
+
+    def step(constants: Any, hidden: Any, x: Any) -> Any:
+        keys, energy, kernel = constants
+        scores = additive_score(project(hidden, kernel)[:, None], keys, energy)
+        return hidden + x + scores.sum((1, 2))[:, None], None
+
+    def last(constants: Any, hidden: Any, xs: Any) -> jax.Array:
+        return scan(step, constants, hidden, xs)[0].sum()
+
+    constants = floats(16, 60, 64), floats(64), floats(3, 64)
+    return jax.value_and_grad(last, (0, 1)), (constants, floats(16, 3), floats(7, 16, 3))
 
 
 def padded_feed_forward() -> Work:
@@ -167,6 +173,7 @@ WORKS: dict[str, Callable[[], Work]] = {
     "additive attention": additive,
     "bidirectional LSTM": bidirectional_lstm,
     "LSTM with padding": padded_lstm,
+    "additive scores in a loop": additive_loop,
     "feed-forward layer with padding": padded_feed_forward,
     "large-vocabulary loss": large_vocabulary_loss,
     "translator's training step": translator_step,
@@ -174,6 +181,13 @@ WORKS: dict[str, Callable[[], Work]] = {
     "captioner's training step": captioner_step,
     "beam search": beam_search,
 }
+
+
+def _reading(module: Any, inputs: Any, lengths: Any) -> Work:
+    def read(params: Any, inputs: Any, lengths: Any) -> jax.Array:
+        return module.apply({"params": params}, inputs, lengths)[0].sum()
+
+    return jax.value_and_grad(read, (0, 1)), (_parameters(module, inputs, lengths), inputs, lengths)
 
 
 def _text_step(model: Any, batch: int, steps: int) -> Work:
