@@ -101,8 +101,17 @@ def later(tree: Any, source: Any) -> Any:
 
 
 def zeros_after(shape: tuple[int, ...], dtype: Any, source: Any) -> jax.Array:
-    """Zeros that are made `later` than the source."""
-    return jnp.full(shape, later(jnp.zeros((), dtype), source))
+    """Zeros that are made later than the largest array of the source, for one loop or sum to write.
+
+    On a CPU they are what is left of one of its numbers, shifted out bit by bit: zeros that XLA knows as such it makes
+    first of all, one array for all who want one, and copies that for each.
+    """
+    leaf = max(filter(differentiable, jax.tree.leaves(source)), key=lambda leaf: leaf.size, default=None)
+    if leaf is None or not leaf.size or not one_cpu():
+        return jnp.full(shape, later(jnp.zeros((), dtype), source))
+    number = leaf[(0,) * leaf.ndim].real
+    bits = jax.lax.bitcast_convert_type(number, f"uint{jnp.finfo(number.dtype).bits}")
+    return jnp.full(shape, apart(((bits & 1) >> 1).astype(dtype)))
 
 
 def stays_apart() -> bool:

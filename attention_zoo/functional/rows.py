@@ -2,19 +2,22 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from attention_zoo.functional.arrays import laid_out, one_cpu
+from attention_zoo.functional.arrays import apart, laid_out, one_cpu
 from attention_zoo.notation import Array, Bool, Float, checked
 
 LEAST = 2**25  # multiplications, for which gathering rows is worth its time
+WIDE = 2**21  # numbers in a kernel that is better read once, as it lies
 # How many rows a product may take: so many sixteenths of all, in multiples of 8. Every size is compiled.
 SIXTEENTHS = (4, 8, 10, 11, 12, 13, 14, 15, 16)
 MULTIPLE = 8
+
+Product: TypeAlias = Callable[[Array, Array], jax.Array]  # of rows and a kernel
 
 
 class _Packing(NamedTuple):
@@ -45,17 +48,30 @@ def real_rows_matmul(rows: Float[Array, "n I"], kernel: Float[Array, "I O"], rea
 
 def matmul(rows: Array, kernel: Array, real: Array) -> jax.Array:
     """`real_rows_matmul` without a gradient of its own: for a loop that knows what that is."""
-    return _row_by_row(rows, kernel, real) if large(rows.shape[0], kernel.size) else rows @ kernel
+    return _of_real_rows(jnp.matmul, rows, kernel, real)
 
 
 def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None) -> jax.Array:
     """`dy W^T`, the gradient of a step's `x W` by x, [n, I]; where rows are not `real`, [n], their dy is zero.
 
     Of W^T as an array of its own, which a CPU multiplies faster by than by W from its other side. XLA forms it once,
-    before the loop.
+    before the loop. A large W (`WIDE`) is instead the left side of a product that is then turned, `(W dy^T)^T`: of the
+    right side XLA:CPU makes a copy in another order, each time.
     """
-    transpose = laid_out(kernel.T)
-    return gradient @ transpose if real is None else matmul(gradient, transpose, real)
+    if one_cpu() and kernel.size >= WIDE:
+        return _of_real_rows(_turned, gradient, kernel, real)
+    return _of_real_rows(jnp.matmul, gradient, laid_out(kernel.T), real)
+
+
+def _turned(gradient: Array, kernel: Array) -> jax.Array:
+    columns = jax.lax.dot_general(kernel, gradient, (((1,), (1,)), ((), ())))
+    return apart(columns).T  # else XLA exchanges the sides again
+
+
+def _of_real_rows(product: Product, rows: Array, kernel: Array, real: Array | None) -> jax.Array:
+    if real is None or not large(rows.shape[0], kernel.size):
+        return product(rows, kernel)
+    return _row_by_row(product, rows, kernel, real)
 
 
 def large(number: int, size: int) -> bool:
@@ -65,11 +81,11 @@ def large(number: int, size: int) -> bool:
 
 @jax.custom_vjp
 def _packed(rows: Array, kernel: Array, real: Array) -> jax.Array:
-    return _row_by_row(rows, kernel, real)
+    return _row_by_row(jnp.matmul, rows, kernel, real)
 
 
 def _forward(rows: Array, kernel: Array, real: Array) -> tuple[jax.Array, Any]:
-    return _row_by_row(rows, kernel, real), (rows, kernel, real)
+    return _row_by_row(jnp.matmul, rows, kernel, real), (rows, kernel, real)
 
 
 def _backward(kept: Any, gradient: Array) -> tuple[Array, Array, None]:
@@ -81,15 +97,15 @@ def _backward(kept: Any, gradient: Array) -> tuple[Array, Array, None]:
 _packed.defvjp(_forward, _backward)
 
 
-@jax.jit  # traced once for all products of a size, as is the other
-def _row_by_row(rows: Array, kernel: Array, real: Array) -> jax.Array:
-    """`x W` of the real rows; what stands in others means nothing."""
+@partial(jax.jit, static_argnums=0)  # traced once for all products of a size, as is the other
+def _row_by_row(product: Product, rows: Array, kernel: Array, real: Array) -> jax.Array:
+    """A product of the real rows; what stands in others means nothing."""
     packing = _pack(real)
 
     def of_first(size: int) -> jax.Array:
-        return _back(_take(rows, packing.places[:size]) @ kernel, packing)
+        return _back(product(_take(rows, packing.places[:size]), kernel), packing)
 
-    return _switch(packing, of_first, lambda: rows @ kernel)
+    return _switch(packing, of_first, lambda: product(rows, kernel))
 
 
 @jax.jit

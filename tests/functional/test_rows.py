@@ -90,6 +90,17 @@ def test_going_back_in_a_loop_leaves_rows_out():
     assert dots(rows.transposed_matmul, by, kernel) == ([(N, O)], False)
 
 
+def test_a_large_kernel_is_read_as_it_lies_going_back(monkeypatch):
+    (_, kernel, by), real = problem("float32"), jnp.arange(N) < 7
+    by = jnp.where(real[:, None], by, 0)
+    monkeypatch.setattr(rows, "WIDE", kernel.size)
+    for others in ((), (real,)):
+        np.testing.assert_allclose(rows.transposed_matmul(by, kernel, *others), by @ kernel.T, rtol=1e-6)
+        assert set(dots(rows.transposed_matmul, by, kernel, *others)[0]) == {(I, O)}
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert dots(rows.transposed_matmul, by, kernel, real) == ([(N, O)], False)
+
+
 @pytest.mark.usefixtures("float64")
 def test_garbage_in_other_rows_changes_nothing():
     x, kernel, by = problem()
@@ -197,9 +208,12 @@ def test_a_recurrent_layer_is_the_same(monkeypatch, kind, reverse):
         """The Hessian times a vector, forward over reverse."""
         return jax.jvp(lambda weights: jax.grad(loss, 1)(inputs, weights), (weights,), (along,))[1]
 
+    if reverse:
+        monkeypatch.setattr(rows, "WIDE", 0)
     # A step forth reads h [B, D], and one back the gradient of what that gave: two products where one resets before.
     given = {gates} if kind != "gru_reset_before" else {2 * units, units}
-    assert {(2, units), *((2, width) for width in given)} < set(dots(jax.grad(loss), inputs, weights)[0])
+    back = [(units, width) if reverse else (2, width) for width in given]  # a kernel, or the rows
+    assert {(2, units), *back} < set(dots(jax.grad(loss), inputs, weights)[0])
     along = jax.tree.map(jnp.ones_like, weights)
     some = quick(jax.value_and_grad(loss, (0, 1)))(inputs, weights), quick(bent)(inputs, weights, along)
     with monkeypatch.context() as patch:
