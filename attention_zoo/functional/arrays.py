@@ -101,17 +101,22 @@ def later(tree: Any, source: Any) -> Any:
 
 
 def zeros_after(shape: tuple[int, ...], dtype: Any, source: Any) -> jax.Array:
-    """Zeros that are made later than the largest array of the source, for one loop or sum to write.
+    """Zeros that are made `later` than the source, for one loop or sum to write.
 
-    On a CPU they are what is left of one of its numbers, shifted out bit by bit: zeros that XLA knows as such it makes
-    first of all, one array for all who want one, and copies that for each.
+    On one CPU they are made of its numbers, each with its bits shifted out: zeros that XLA knows as such it makes first
+    of all, one array for all who want some, and copies that for each.
     """
-    leaf = max(filter(differentiable, jax.tree.leaves(source)), key=lambda leaf: leaf.size, default=None)
-    if leaf is None or not leaf.size or not one_cpu():
+    leaves = filter(differentiable, jax.tree.leaves(source)) if one_cpu() else ()
+    numbers = [leaf[(0,) * leaf.ndim].real for leaf in leaves if isinstance(leaf.size, int) and leaf.size]
+    if not numbers:
         return jnp.full(shape, later(jnp.zeros((), dtype), source))
-    number = leaf[(0,) * leaf.ndim].real
+    return jnp.full(shape, apart(sum(_shifted_out(number).astype(dtype) for number in numbers)))
+
+
+def _shifted_out(number: jax.Array) -> jax.Array:
+    """Zero, of any number."""
     bits = jax.lax.bitcast_convert_type(number, f"uint{jnp.finfo(number.dtype).bits}")
-    return jnp.full(shape, apart(((bits & 1) >> 1).astype(dtype)))
+    return (bits & 1) >> 1
 
 
 def stays_apart() -> bool:

@@ -17,7 +17,7 @@ WIDE = 2**21  # numbers in a kernel that is better read once, as it lies
 SIXTEENTHS = (4, 8, 10, 11, 12, 13, 14, 15, 16)
 MULTIPLE = 8
 
-Product: TypeAlias = Callable[[Array, Array], jax.Array]  # of rows and a kernel
+_Product: TypeAlias = Callable[[Array, Array], jax.Array]  # of rows and a kernel
 
 
 class _Packing(NamedTuple):
@@ -55,8 +55,8 @@ def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None)
     """`dy W^T`, the gradient of a step's `x W` by x, [n, I]; where rows are not `real`, [n], their dy is zero.
 
     Of W^T as an array of its own, which a CPU multiplies faster by than by W from its other side. XLA forms it once,
-    before the loop. A large W (`WIDE`) is instead the left side of a product that is then turned, `(W dy^T)^T`: of the
-    right side XLA:CPU makes a copy in another order, each time.
+    before the loop. On one CPU a large W (`WIDE`) is instead the left side of a product that is then turned,
+    `(W dy^T)^T`: of the right side XLA makes a copy in another order, each time (from jax 0.11 on).
     """
     if one_cpu() and kernel.size >= WIDE:
         return _of_real_rows(_turned, gradient, kernel, real)
@@ -64,11 +64,10 @@ def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None)
 
 
 def _turned(gradient: Array, kernel: Array) -> jax.Array:
-    columns = jax.lax.dot_general(kernel, gradient, (((1,), (1,)), ((), ())))
-    return apart(columns).T  # else XLA exchanges the sides again
+    return apart(kernel @ gradient.T).T  # else XLA exchanges the sides again
 
 
-def _of_real_rows(product: Product, rows: Array, kernel: Array, real: Array | None) -> jax.Array:
+def _of_real_rows(product: _Product, rows: Array, kernel: Array, real: Array | None) -> jax.Array:
     if real is None or not large(rows.shape[0], kernel.size):
         return product(rows, kernel)
     return _row_by_row(product, rows, kernel, real)
@@ -98,7 +97,7 @@ _packed.defvjp(_forward, _backward)
 
 
 @partial(jax.jit, static_argnums=0)  # traced once for all products of a size, as is the other
-def _row_by_row(product: Product, rows: Array, kernel: Array, real: Array) -> jax.Array:
+def _row_by_row(product: _Product, rows: Array, kernel: Array, real: Array) -> jax.Array:
     """A product of the real rows; what stands in others means nothing."""
     packing = _pack(real)
 

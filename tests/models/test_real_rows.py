@@ -39,9 +39,9 @@ def test_the_loss_and_its_gradient_are_the_same(monkeypatch, name):
     forth, back = set(), set()
     row_by_row, by_both = rows._row_by_row, rows._by_both
 
-    def going(x, kernel, real):
+    def going(product, x, kernel, real):
         forth.add(kernel.shape)
-        return row_by_row(x, kernel, real)
+        return row_by_row(product, x, kernel, real)
 
     def after(x, kernel, dy, real):
         back.add(kernel.shape)
