@@ -1,7 +1,7 @@
 """Arrays for loops to write, and trees taken apart by what has a gradient."""
 
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -110,7 +110,7 @@ def zeros_after(shape: tuple[int, ...], dtype: Any, source: Any) -> jax.Array:
     numbers = [leaf[(0,) * leaf.ndim].real for leaf in leaves if isinstance(leaf.size, int) and leaf.size]
     if not numbers:
         return jnp.full(shape, later(jnp.zeros((), dtype), source))
-    return jnp.full(shape, apart(sum(_shifted_out(number).astype(dtype) for number in numbers)))
+    return jnp.full(shape, apart(reduce(jnp.add, [_shifted_out(number).astype(dtype) for number in numbers])))
 
 
 def _shifted_out(number: jax.Array) -> jax.Array:
