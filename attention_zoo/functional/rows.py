@@ -56,7 +56,7 @@ def transposed_matmul(gradient: Array, kernel: Array, real: Array | None = None)
 
     Of W^T as an array of its own, which a CPU multiplies faster by than by W from its other side. XLA forms it once,
     before the loop. On one CPU a large W (`WIDE`) is instead the left side of a product that is then turned,
-    `(W dy^T)^T`: of the right side XLA makes a copy in another order, each time (from jax 0.11 on).
+    `(W dy^T)^T`: of the right side of 64 rows XLA makes a copy in another order, each time.
     """
     if one_cpu() and kernel.size >= WIDE:
         return _of_real_rows(_turned, gradient, kernel, real)
