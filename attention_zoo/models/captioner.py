@@ -91,8 +91,7 @@ class Captioner(nn.Module):
         windows have no neighbours above and below; a monotonic walk goes in reading order, row by row. What is hard or
         marginal takes alignments that are functions, and each location has its weight as its probability: one of weight
         zero is never drawn. What is variational or relaxed takes the softmax. past: "none", "location" (its filters run
-        along the rows, one after the other) or "coverage", of soft attention. See `Seq2Seq` for chunk, kept, filters,
-        filter_width and fertility.
+        along the rows) or "coverage", of soft attention. See `Seq2Seq` for the fields from chunk to fertility.
     embedding, units, attention_units: widths of E, of the LSTM, of scores that have one. located: whether annotations
         know their places, see `modules.vision.located`. baseline: whether there is a learned baseline. temperature: of
         relaxed samples, and of "tempered". best: locations that latent attention sums over at inference; None is all.
@@ -119,6 +118,9 @@ class Captioner(nn.Module):
     alignment: str = "softmax"
     past: str = "none"
     chunk: int = 3
+    chunk_score: str = "additive"
+    score_bias: float = -1.0
+    score_gain: float | None = None
     kept: int = 3
     filters: int = 10
     filter_width: int = 11

@@ -11,10 +11,21 @@ from attention_zoo.modules.attention import Attention
 from attention_zoo.modules.past import Coverage, LocationSensitive
 from attention_zoo.modules.scores import Additive, Concat, Cosine, Dot, General, Location, ScaledDot
 
+CHUNK_SCORES = ("additive", "additive_normalised")
+
 
 def _units(model: Any) -> int:
     """Of the hidden layer of a score that has one."""
     return model.score_units or model.decoder_units
+
+
+def _walk(model: Any) -> dict[str, Any]:
+    """Where what is learnt of a monotonic walk's scores starts."""
+    return {"bias": model.score_bias, "gain": model.score_gain}
+
+
+def _chunk_score(model: Any) -> Additive:
+    return Additive(_units(model), normalised=model.chunk_score == "additive_normalised", dtype=model.dtype)
 
 
 # From the model's fields and the width of the annotations.
@@ -38,8 +49,8 @@ ALIGNMENTS: dict[str, Callable[[Any], Any]] = {
     "local_m": lambda model: LocalM(model.window),
     "local_p": lambda model: LocalP(model.window, dtype=model.dtype),
     "local_p_renormalised": lambda model: LocalP(model.window, renormalise=True, dtype=model.dtype),
-    "monotonic": lambda model: Monotonic(),
-    "mocha": lambda model: MoChA(width=model.chunk, chunk_score=Additive(_units(model), dtype=model.dtype)),
+    "monotonic": lambda model: Monotonic(**_walk(model)),
+    "mocha": lambda model: MoChA(width=model.chunk, chunk_score=_chunk_score(model), **_walk(model)),
     "gumbel_softmax": lambda model: GumbelSoftmax(model.temperature),
     "straight_through": lambda model: StraightThrough(model.temperature),
 }
@@ -53,7 +64,7 @@ def check_mechanism(model: Any) -> None:
     Raises:
         ValueError: the field, what it may be, and what it is.
     """
-    for field, names in {"score": tuple(SCORES), "past": PASTS}.items():
+    for field, names in {"score": tuple(SCORES), "past": PASTS, "chunk_score": CHUNK_SCORES}.items():
         if getattr(model, field) not in names:
             raise ValueError(f"{field} is one of {', '.join(names)}; got {getattr(model, field)!r}")
     for field in COUNTS:

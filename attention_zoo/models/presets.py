@@ -73,6 +73,24 @@ SEE: dict[str, Any] = {
     "input_feeding": True,
 }
 
+# Raffel 2017, D.3: Luong's model of two layers of 512 units, 17,000 and 7,700 words (as the paper rounds them), dropout
+# 0.3, and monotonic attention with the additive score of eq. 16, r = -2. The paper's equations let s_{i-1} ask; its
+# translator is Luong's, whose new state does.
+RAFFEL_TRANSLATION: dict[str, Any] = {
+    **LUONG,
+    "source_vocabulary": 17_000,
+    "target_vocabulary": 7_700,
+    "embedding": 512,
+    "encoder_units": 512,
+    "encoder_layers": 2,
+    "decoder_units": 512,
+    "decoder_layers": 2,
+    "score": "additive_normalised",
+    "alignment": "monotonic",
+    "score_bias": -2.0,
+    "dropout": 0.3,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "bahdanau_2014": BAHDANAU,
     # Tu 2016: RNNsearch with the linguistic coverage, one number a word, without fertility and with it, N = 2
@@ -108,6 +126,43 @@ PRESETS: dict[str, dict[str, Any]] = {
     "see_2017_coverage_like": {**SEE, "past": "coverage"},
     "luong_2015": LUONG,
     **{f"luong_2015_{name}": {**LUONG, **fields} for name, fields in LUONG_VARIANTS.items()},
+    "raffel_2017_translation": RAFFEL_TRANSLATION,
+    # Eq. 17, the general score with g, which starts at 512^-1/2 (section 2.4), and r.
+    "raffel_2017_translation_general": {**RAFFEL_TRANSLATION, "score": "general", "score_gain": 512**-0.5},
+    # Raffel 2017, D.2, the model of Gigaword's headlines: 200,000 words, embeddings 200, a bidirectional encoder of 4
+    # layers, LSTM and alignment 256, r = -4; the output layer reads the decoder's state alone. From what the decoder
+    # starts, the paper does not say. (Its models of speech read frames, and skip or convolve them: they are not here.)
+    "raffel_2017_summarization": {
+        "source_vocabulary": 200_000,
+        "target_vocabulary": 200_000,
+        "embedding": 200,
+        "encoder_units": 256,
+        "encoder_layers": 4,
+        "decoder_units": 256,
+        "attention": "bahdanau",
+        "score": "additive_normalised",
+        "alignment": "monotonic",
+        "score_bias": -4.0,
+        "readout": "state",
+    },
+    # Chiu 2018, A.2, the model of CNN / Daily Mail: 50,000 words, a bidirectional LSTM of 512 units, 1024 in the
+    # decoder and in both energies, which are those of Raffel's eq. 16, r = 0, chunks of 8 words. s_{i-1} asks (eq. 4).
+    # Not as in the paper: no pointer to words of the source; target embeddings are 512 wide as the source's, not 1024;
+    # the energy of the chunks has no r, which a softmax does not see.
+    "chiu_2018_summarization_like": {
+        "source_vocabulary": 50_000,
+        "target_vocabulary": 50_000,
+        "embedding": 512,
+        "encoder_units": 512,
+        "decoder_units": 1024,
+        "attention": "bahdanau",
+        "score": "additive_normalised",
+        "alignment": "mocha",
+        "score_bias": 0.0,
+        "chunk": 8,
+        "chunk_score": "additive_normalised",
+        "readout": "both",
+    },
     # JoeyNMT's model for its reverse task (configs/rnn_reverse.yaml): LSTM 64, embeddings 16, 50 integers and four
     # special tokens; the decoder starts from zeros (`init_hidden: zero`).
     # Not as there: the attentional layer has no bias; dropout falls on embeddings and attentional vectors, there on

@@ -12,7 +12,7 @@ from attention_zoo.functional.losses import projected_cross_entropy
 from attention_zoo.functional.masks import reach, within
 from attention_zoo.functional.recurrent import State
 from attention_zoo.models.mechanisms import ALIGNMENTS, check_mechanism, mechanism
-from attention_zoo.modules.decoder import DecoderState, RecurrentDecoder
+from attention_zoo.modules.decoder import READOUTS, DecoderState, RecurrentDecoder
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding, OneHotEmbedding
 from attention_zoo.modules.memory import Memory
@@ -43,7 +43,7 @@ class Seq2Seq(nn.Module):
         "none": its first state comes from the encoder's last, and nothing else (Sutskever 2014).
         "context": the encoder's last state, the fixed context, enters the cell at every step too (Cho 2014, whose
             readout sees it as well, beside y_{t-1}; here the output layer reads the state alone).
-        "bahdanau": the previous state asks, the context enters the cell; deep output.
+        "bahdanau": the previous state asks, the context enters the cell; deep output, or another `readout`.
         "luong": the new state asks; attentional vectors, with input feeding or without.
     score: a name of `mechanisms.SCORES`. alignment: a name of `mechanisms.ALIGNMENTS`. past: what the score knows of
         where attention looked before: "none", "location" (Chorowski 2015) or "coverage" (See 2017).
@@ -51,6 +51,10 @@ class Seq2Seq(nn.Module):
     filters, filter_width: of the past "location". fertility: N of the coverage's divisor (Tu 2016), 0 for none.
     window: D of the local alignments. chunk: positions in a chunk of MoChA. kept: positions that "top_k" keeps.
         temperature: of "tempered", "gumbel_softmax" and "straight_through". input_feeding: Luong's, on or off.
+    score_bias, score_gain: of "monotonic" and "mocha", see `modules.Monotonic`. chunk_score: of MoChA's chunks,
+        "additive" or "additive_normalised".
+    readout: what the output layer reads with "bahdanau", see `modules.RecurrentDecoder`: "deep", the default, "state"
+        or "both".
     bridge: the decoder's first state. "dense": `tanh(W h)` of the encoder's last state; "backward": the same of
         its backward direction alone (Bahdanau A.2.2); "copy": layer by layer, for equal sizes (Luong);
         "zeros": the source reaches the decoder by attention, or the fixed context, alone.
@@ -86,6 +90,10 @@ class Seq2Seq(nn.Module):
     kept: int = 3
     temperature: float = 1.0
     input_feeding: bool = True
+    score_bias: float = -1.0
+    score_gain: float | None = None
+    chunk_score: str = "additive"
+    readout: str | None = None
     bridge: str = "dense"
     positions: int = 64
     one_hot: bool = False
@@ -113,6 +121,7 @@ class Seq2Seq(nn.Module):
             self.cell,
             query="previous" if self.attention == "bahdanau" else "current",
             input_feeding=self.attention == "luong" and self.input_feeding,
+            readout=self.readout,
             dropout=self.dropout,
             dtype=self.dtype,
         )
@@ -259,10 +268,14 @@ def _check(model: Seq2Seq) -> None:
         raise ValueError(
             f"score {model.score!r} needs annotations as wide as the decoder; got {width} and {model.decoder_units}"
         )
-    if model.attention == "bahdanau" and model.decoder_units % 2:
+    if model.readout is not None and not (model.attention == "bahdanau" and model.readout in READOUTS["previous"]):
+        allowed = ", ".join(READOUTS["previous"])
         raise ValueError(
-            f"attention 'bahdanau' takes the larger of pairs: decoder_units is even; got {model.decoder_units}"
+            f"readout is one of {allowed} with attention 'bahdanau', and None with the others; got {model.readout!r} "
+            f"and {model.attention!r}"
         )
+    if model.attention == "bahdanau" and model.readout in (None, "deep") and model.decoder_units % 2:
+        raise ValueError(f"readout 'deep' takes the larger of pairs: decoder_units is even; got {model.decoder_units}")
     if model.bridge == "copy" and (width, model.encoder_layers) != (model.decoder_units, model.decoder_layers):
         raise ValueError(
             f"bridge 'copy' needs equal sizes; got {model.encoder_layers} encoder layers of {width} and "

@@ -149,11 +149,12 @@ class LocalP(_Local):
 class Monotonic(Aligner):
     """Raffel's monotonic attention: expected in training, decided at inference; see `functional.monotonic`.
 
-    bias: where the learned bias r of the scores starts; below zero, walks come far enough to learn from. noise: scale
-    of the pre-sigmoid noise in training, from the rng stream "alignment". hard: decide at inference, the default; else
-    the expectation stays. method: of `functional.monotonic.monotonic`. State: the weights before, [..., S]; what
-    training hands on is no state for inference. All positions are scored at every query: where the source is long,
-    `functional.monotonic.online` takes linear time.
+    bias: where the learned bias r of the scores starts; below zero, walks come far enough to learn from. gain: where a
+    learned factor g starts (his eq. 17, `g e + r`), None for none; an additive score has its own, `normalised=True`
+    (eq. 16). noise: scale of the pre-sigmoid noise in training, from the rng stream "alignment". hard: decide at
+    inference, the default; else the expectation stays. method: of `functional.monotonic.monotonic`. State: the weights
+    before, [..., S]; what training hands on is no state for inference. All positions are scored at every query: where
+    the source is long, `functional.monotonic.online` takes linear time.
 
     Raises (when it is called):
         ValueError: the method is not one of `functional.monotonic.METHODS`.
@@ -163,11 +164,14 @@ class Monotonic(Aligner):
     noise: float = 1.0
     hard: bool = True
     method: str = "parallel"
+    gain: float | None = None
 
     def setup(self) -> None:
         if self.method not in monotonic.METHODS:
             raise ValueError(f"method is one of {', '.join(monotonic.METHODS)}; got {self.method!r}")
         self.offset = self.param("bias", nn.initializers.constant(self.bias), ())
+        if self.gain is not None:
+            self.factor = self.param("gain", nn.initializers.constant(self.gain), ())
 
     def start(self, memory: Memory) -> jax.Array:
         return monotonic.first(memory.mask)
@@ -175,6 +179,7 @@ class Monotonic(Aligner):
     def align(
         self, scores: jax.Array, queries: jax.Array, memory: Memory, state: Any, deterministic: bool
     ) -> tuple[jax.Array, Any]:
+        scores = scores if self.gain is None else self.factor.astype(scores.dtype) * scores
         scores, mask = scores + self.offset.astype(scores.dtype), memory.mask[..., None, :]
         if deterministic and self.hard:
             return monotonic.hard(scores, mask, state)

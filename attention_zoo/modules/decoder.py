@@ -18,7 +18,8 @@ from attention_zoo.modules.memory import Memory
 from attention_zoo.modules.recurrent import CELLS, RecurrentLayer
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
-QUERIES = ("previous", "current")
+# What the features may be for each time of the query; the first is the paper's.
+READOUTS = {"previous": ("deep", "state", "both"), "current": ("attentional",)}
 
 
 class DecoderState(NamedTuple):
@@ -44,11 +45,13 @@ class RecurrentDecoder(nn.Module):
     the recurrence: the layers run first and attention then answers all steps at once.
 
     units: D. attention: None for a decoder that knows the source from its first state and its inputs alone; its
-    features are the top layer's states. query: "previous" or "current". dropout: on the inputs of every layer but
-    the first. Feature width: D, or D / 2 with "previous" (the paper has 1000 and 500).
+    features are the top layer's states. query: "previous" or "current". readout: what the features are with
+    "previous": "deep" as above, [B, T, D / 2], "state" for `s_t` (Raffel 2017, D.1.1), [B, T, D], or "both" for
+    `[c_t; s_t]` (Raffel 2017, eq. 5), [B, T, V + D]; with "current" they are "attentional", [B, T, D]. None is the
+    paper's, the first of these. dropout: on the inputs of every layer but the first.
 
     Raises:
-        ValueError: an unknown query, or input feeding where the context enters the cell anyway.
+        ValueError: an unknown query or readout, or input feeding where the context enters the cell anyway.
     """
 
     units: int
@@ -57,12 +60,16 @@ class RecurrentDecoder(nn.Module):
     cell: str = "lstm"
     query: str = "current"
     input_feeding: bool = False
+    readout: str | None = None
     dropout: float = 0.0
     dtype: Dtype | None = None
 
     def setup(self) -> None:
-        if self.query not in QUERIES:
-            raise ValueError(f"query is one of {', '.join(QUERIES)}; got {self.query!r}")
+        if self.query not in READOUTS:
+            raise ValueError(f"query is one of {', '.join(READOUTS)}; got {self.query!r}")
+        if self.readout not in (None, *READOUTS[self.query]):
+            allowed = ", ".join(READOUTS[self.query])
+            raise ValueError(f"readout with query {self.query!r} is one of {allowed}; got {self.readout!r}")
         if self.input_feeding and (self.attention is None or self.query == "previous"):
             raise ValueError("input feeding hands on attentional vectors: it needs attention with query 'current'")
         self.stack = [RecurrentLayer(self.units, self.cell, dtype=self.dtype) for _ in range(self.layers)]
@@ -151,8 +158,10 @@ class RecurrentDecoder(nn.Module):
 
         state, (steps, alignment) = scan(step, (variables, memory), state, (projected, real, keys))
         features, *context = jax.tree.map(lambda step: jnp.moveaxis(step, 0, -2), steps)
-        if self.query == "previous":
+        if self._is_deep():
             features = self._deep(jnp.concatenate([features, inputs, *context], -1), _batch_first(real))
+        elif self.readout == "both":
+            features = jnp.concatenate([*context, features], -1)
         # Each step attended with one query: [T, B, 1, ...] to [B, T, ...].
         return features, state, jax.tree.map(lambda step: jnp.moveaxis(step[:, :, 0], 0, 1), alignment)
 
@@ -181,6 +190,10 @@ class RecurrentDecoder(nn.Module):
         """Attends for one query [..., D]: context [..., V]."""
         context, alignment, state = self.ask(query[..., None, :], memory, state, deterministic)
         return context[..., 0, :], alignment, state
+
+    def _is_deep(self) -> bool:
+        """Whether the features are Bahdanau's deep output."""
+        return self.query == "previous" and self.readout in (None, "deep")
 
     def _attentional(self, context: jax.Array, hidden: jax.Array, real: jax.Array | None) -> jax.Array:
         return jnp.tanh(self.combine(jnp.concatenate([context, hidden], -1), real))
@@ -213,7 +226,9 @@ def _previous(module, memory, deterministic, state, projected, real):  # type: i
     before = state.layers[-1].hidden
     context, alignment, attention = module.ask_once(before, memory, state.attention, deterministic)
     layers = module.advance(projected + module.enter(context, real), state.layers, deterministic, real)
-    return DecoderState(layers, None, attention), ((before, context), alignment)
+    hidden = before if module._is_deep() else layers[-1].hidden
+    read = (hidden,) if module.readout == "state" else (hidden, context)
+    return DecoderState(layers, None, attention), (read, alignment)
 
 
 def _current(module, memory, deterministic, state, projected, real):  # type: ignore[no-untyped-def]

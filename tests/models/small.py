@@ -36,11 +36,16 @@ PAIRS = dict.fromkeys(
     "sparsemax": "additive_normalised",
     "entmax15": "location",
 }
+# Fields that only some alignments have, and readouts, which go with any.
+WITH = {
+    "monotonic": {"score_gain": 0.5, "readout": "state"},
+    "mocha": {"chunk_score": "additive_normalised", "readout": "both"},
+}
 MECHANISMS = FAMILIES | {
     "none": {"attention": "none", **FORWARD},
     "bahdanau_deep": {"attention": "bahdanau", "cell": "gru_reset_before", "bridge": "backward", "decoder_layers": 2},
     **{
-        f"bahdanau_{alignment}": {**BAHDANAU, "score": score, "alignment": alignment, **FEW}
+        f"bahdanau_{alignment}": {**BAHDANAU, "score": score, "alignment": alignment, **FEW, **WITH.get(alignment, {})}
         for alignment, score in PAIRS.items()
     },
     **{f"at_once_{name}": {**AT_ONCE, "alignment": name} for name in ("local_p", "mocha")},

@@ -55,6 +55,17 @@ def test_any_score_fits_any_alignment_and_any_past(alignment):
         assert all(leaf.shape[0] == B for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.parametrize("alignment", ["monotonic", "mocha"])
+def test_what_is_learnt_of_a_walk_starts_where_the_fields_say(alignment):
+    fields = {"score_bias": -3.0, "score_gain": 0.25, "chunk_score": "additive_normalised", "decoder_units": Q}
+    made = mechanism(Seq2Seq(5, 5, alignment=alignment, **fields), Q)
+    learned = quick(partial(made.init, method="over"))(jax.random.key(0), draw(B, T, Q), draw(B, S, Q))["params"]
+    chunk = learned["alignment"].pop("chunk_score", {"gain": Q**-0.5})
+    assert jax.tree.map(float, learned["alignment"]) == {"bias": -3, "gain": 0.25}
+    np.testing.assert_allclose(chunk["gain"], Q**-0.5, rtol=1e-6)
+    assert ("chunk_score" in made.alignment.__dict__) == (alignment == "mocha")
+
+
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_heads_and_image_cells_are_leading_axes_and_positions(alignment):
     """[B, H, T, Q] over the cells of an image equals each head alone."""

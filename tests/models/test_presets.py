@@ -100,6 +100,31 @@ def luong_2015_local_p_dot():
     return luong_2015(1000 * 1000 + 1000)
 
 
+def raffel_2017_translation(score=512 * (512 + 1) + 512 * 512 + 512 + 1):
+    """With the additive score and its g, or what another score learns instead."""
+    n = 512
+    decoder = lstm(2 * n, n) + lstm(n, n) + score + 1 + n * 2 * n  # r, W_c
+    return 17_000 * n + 7_700 * n + 2 * lstm(n, n) + decoder + 7_700 * n
+
+
+def raffel_2017_translation_general():
+    return raffel_2017_translation(512 * 512 + 1)  # W and g
+
+
+def raffel_2017_summarization():
+    words, e, n = 200_000, 200, 256
+    encoder = 2 * (lstm(e, n) + 3 * lstm(2 * n, n))
+    decoder = lstm(e + 2 * n, n) + additive(n, 2 * n, n) + 2 + 2 * n * (2 * n + 1)  # g and r; the bridge to h and c
+    return 2 * words * e + encoder + decoder + words * (n + 1)
+
+
+def chiu_2018_summarization_like():
+    words, e, n = 50_000, 512, 1024
+    energies = 2 * (additive(n, n, n) + 1) + 1  # two g and one r
+    decoder = lstm(e + n, n) + energies + 2 * n * (n + 1)  # the bridge to h and c
+    return 2 * words * e + 2 * lstm(e, n // 2) + decoder + words * (2 * n + 1)
+
+
 def joeynmt_reverse_like():
     words, e, n = 54, 16, 64
     decoder = lstm(e + n, n) + 2 * n * n + 3 * n * n  # W_a, W_c
@@ -137,8 +162,14 @@ LUONGS = (
     luong_2015_local_p_dot,
 )
 COVERAGES = (tu_2016_linguistic, tu_2016_linguistic_fertility, see_2017_like, see_2017_coverage_like)
+WALKS = (
+    raffel_2017_translation,
+    raffel_2017_translation_general,
+    raffel_2017_summarization,
+    chiu_2018_summarization_like,
+)
 OTHERS = (joeynmt_reverse_like, dates_small, dates_luong_small, translator)
-COUNTS = {count.__name__: count for count in (bahdanau_2014, *LUONGS, chorowski_2015_like, *COVERAGES, *OTHERS)}
+COUNTS = {count.__name__: count for count in (bahdanau_2014, *LUONGS, chorowski_2015_like, *COVERAGES, *WALKS, *OTHERS)}
 
 
 def test_every_preset_is_counted():
@@ -156,7 +187,15 @@ def test_parameter_count(name):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of(name))) == COUNTS[name]()
 
 
-ALIGNMENT_UNITS = {"bahdanau_2014": 1000, "tu_2016_linguistic": 1000, "chorowski_2015_like": 512, "see_2017_like": 512}
+ALIGNMENT_UNITS = {
+    "bahdanau_2014": 1000,
+    "tu_2016_linguistic": 1000,
+    "chorowski_2015_like": 512,
+    "see_2017_like": 512,
+    "raffel_2017_translation": 512,
+    "raffel_2017_summarization": 256,
+    "chiu_2018_summarization_like": 1024,
+}
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_UNITS)
@@ -171,6 +210,23 @@ def test_location_filters_are_those_of_the_paper():
     assert (score["filters"].shape, score["past"].shape) == ((201, 10), (10, 512))
 
 
+# Where the learned r and, of a general score, g start; and how many annotations a chunk has.
+WALKING = {
+    "raffel_2017_translation": (-2, None, None),
+    "raffel_2017_translation_general": (-2, 1 / math.sqrt(512), None),
+    "raffel_2017_summarization": (-4, None, None),
+    "chiu_2018_summarization_like": (0, None, 8),
+}
+
+
+@pytest.mark.parametrize("name", WALKING)
+def test_walks_start_as_in_the_paper(name):
+    model, (bias, gain, chunk) = seq2seq(name), WALKING[name]
+    assert model.score_bias == bias
+    assert model.score_gain == (None if gain is None else pytest.approx(gain))
+    assert (model.alignment, model.chunk) == (("mocha", chunk) if chunk else ("monotonic", model.chunk))
+
+
 # Has the state that asks for the word y_t read y_{t-1} already? For each paper, its mechanism with the most to it.
 ASKS_AFTER_READING = {
     "bahdanau_2014": False,
@@ -178,6 +234,9 @@ ASKS_AFTER_READING = {
     "chorowski_2015_like": True,
     "see_2017_coverage_like": True,
     "luong_2015_local_p_general": True,
+    "raffel_2017_translation": True,
+    "raffel_2017_summarization": False,
+    "chiu_2018_summarization_like": False,
 }
 
 
@@ -186,6 +245,9 @@ def test_the_query_is_taken_as_in_the_paper(name):
     units = SIZES["decoder_units"]
     sizes = {**SIZES, "encoder_units": units, "encoder_layers": 1, "decoder_layers": 1}  # equal, for Luong's bridge
     fields = {field: value for field, value in PRESETS[name].items() if not field.endswith("vocabulary")}
+    if name in WALKING:
+        # A walk decides: where it stops need not move. A normalised score is too mild to move much.
+        sizes |= {"alignment": "softmax", "score": "additive"}
     model, params, source, lengths, target = make(**{**fields, **sizes})
     run = quick(lambda target: model.apply(params, source, lengths, target)[1].weights[0])
     weights, changed = run(target), run(target.at[0, 2].add(-1))
@@ -197,9 +259,9 @@ def test_the_query_is_taken_as_in_the_paper(name):
 
 def test_variants_take_their_query_as_the_papers_other_models_do():
     for name, fields in PRESETS.items():
-        for other, after in ASKS_AFTER_READING.items():
-            if name.startswith(other[: other.index("_20") + 5]):
-                assert fields["attention"] == ("luong" if after else "bahdanau")
+        akin = [other for other in ASKS_AFTER_READING if name.startswith(other[: other.index("_20") + 5])]
+        for other in [other for other in akin if name.startswith(other)] or akin:  # a paper may have two models
+            assert fields["attention"] == ("luong" if ASKS_AFTER_READING[other] else "bahdanau")
 
 
 def test_fields_replace_the_presets():

@@ -133,6 +133,9 @@ def test_dropout_needs_a_key_differs_by_key_and_stays_out_of_evaluation():
     [
         ({"attention": "bahdanu"}, "attention is one of none, context, bahdanau, luong; got 'bahdanu'"),
         ({"score": "mlp"}, "score is one of additive, .*; got 'mlp'"),
+        ({"chunk_score": "dot"}, "chunk_score is one of additive, additive_normalised; got 'dot'"),
+        ({"readout": "wide"}, "readout is one of deep, state, both with attention 'bahdanau'.*; got 'wide'"),
+        ({"attention": "luong", "readout": "both"}, "None with the others; got 'both' and 'luong'"),
         ({"cell": "rnn"}, "cell is one of lstm, gru, gru_reset_before; got 'rnn'"),
         ({"score": "dot", "decoder_units": 8}, "needs annotations as wide as the decoder; got 6 and 8"),
         ({"score": "general", "decoder_units": 7}, "decoder_units is even; got 7"),

@@ -55,7 +55,7 @@ def apply(alignment, *, key=None, score=None):
 
 @jax.jit
 def modules_and_functions():
-    """Weights at inference by name, each as the module gives them and as the functions do; and a learned bias."""
+    """Weights at inference by name, each as the module gives them and as the functions do; a learned bias and gain."""
     mask, first, lengths = MASK[:, None], monotonic.first(MASK), MASK.sum(1)
     steps = np.broadcast_to(np.arange(T), (B, T))
     learned, local_p = apply(LocalP(2, renormalise=True))
@@ -64,7 +64,10 @@ def modules_and_functions():
     bias = params["alignment"]["bias"]
     hard = monotonic.hard(SCORES + bias, mask, first)[0]
     soft = monotonic.monotonic(SCORES + bias, mask, first)[0]
-    return bias, {
+    gained, walked = apply(Monotonic(gain=0.1))
+    rescaled = gained["alignment"]["gain"] * SCORES + gained["alignment"]["bias"]
+    return jnp.stack([bias, gained["alignment"]["gain"]]), {
+        "gain": (walked, monotonic.hard(rescaled, mask, first)[0]),
         "local_m": (apply(LocalM(2))[1], local.local_m(SCORES, mask, steps, window=2)),
         "local_p": (local_p, local.local_p(SCORES, mask, centers, window=2, renormalise=True)),
         "hard": (weights, hard),
@@ -76,10 +79,10 @@ def modules_and_functions():
 
 
 def test_inference_equals_the_functions():
-    bias, pairs = modules_and_functions()
-    np.testing.assert_allclose(bias, -0.2, rtol=1e-6)
-    assert pairs["hard"][1].any()
-    for name in ("hard", "straight_through"):
+    learned, pairs = modules_and_functions()
+    np.testing.assert_allclose(learned, [-0.2, 0.4], rtol=1e-6)
+    assert pairs["hard"][1].any() and np.any(pairs["gain"][1] != pairs["hard"][1])
+    for name in ("hard", "gain", "straight_through"):
         np.testing.assert_array_equal(*pairs.pop(name))
     for found, expected in pairs.values():
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -21,6 +21,7 @@ TIMINGS = {
     "current": {"query": "current"},
     "feeding": {"query": "current", "input_feeding": True},
 }
+READING = {name: {"query": "previous", "readout": name} for name in ("state", "both")}
 
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
@@ -30,7 +31,7 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 def make(timing: str, cell: str = "lstm", layers: int = 1, score=None, **fields):
     """A decoder, random parameters for it, and the arrays that it reads."""
     score = score or (Additive(A) if timing == "previous" else General(D))
-    model = RecurrentDecoder(D, Attention(score), layers, cell, **TIMINGS[timing], **fields)
+    model = RecurrentDecoder(D, Attention(score), layers, cell, **(TIMINGS | READING)[timing], **fields)
     states = tuple(
         STATES[cell](*(draw(B, D, seed=2 * number + part) for part in range(len(STATES[cell]._fields))))
         for number in range(layers)
@@ -86,13 +87,13 @@ def look(p, query, values):
 
 
 def plain(timing, cell, p, arrays):
-    """The papers' steps one after another: Bahdanau 2014, A.2.2; Luong 2015, section 3."""
+    """The papers' steps one after another: Bahdanau 2014, A.2.2; Luong 2015, section 3; Raffel 2017, section 2.1."""
     states, fed, features, alignment = list(arrays["states"]), jnp.zeros((B, D)), [], []
     ask = partial(look, p["attention"]["score"], values=arrays["values"])
     for t in range(T):
         y, before = arrays["inputs"][:, t], states[-1].hidden
         x = affine(p["stack_0"]["input"], y)
-        if timing == "previous":
+        if timing in ("previous", *READING):
             context, weights = ask(before)
             x = x + affine(p["enter"], context)
         elif timing == "feeding":
@@ -104,6 +105,9 @@ def plain(timing, cell, p, arrays):
         if timing == "previous":
             pairs = affine(p["combine"], jnp.concatenate([before, y, context], axis=1))
             feature = jnp.maximum(pairs[:, : D // 2], pairs[:, D // 2 :])
+        elif timing in READING:
+            hidden = states[-1].hidden
+            feature = hidden if timing == "state" else jnp.concatenate([context, hidden], axis=1)
         else:
             context, weights = ask(states[-1].hidden)
             feature = fed = jnp.tanh(affine(p["combine"], jnp.concatenate([context, states[-1].hidden], axis=1)))
@@ -116,6 +120,7 @@ def plain(timing, cell, p, arrays):
 TRIED = [
     *(("previous", "lstm", 1), ("current", "lstm", 2), ("feeding", "lstm", 2)),
     *(("previous", "gru", 2), ("current", "gru", 1), ("feeding", "gru", 1), ("previous", "gru_reset_before", 2)),
+    *(("state", "gru", 1), ("both", "lstm", 2)),
 ]
 
 
@@ -237,6 +242,8 @@ def test_inputs_of_fewer_rows_than_the_state_are_refused():
     ("fields", "sentence"),
     [
         ({"query": "next"}, "query is one of previous, current; got 'next'"),
+        ({"readout": "state"}, "readout with query 'current' is one of attentional; got 'state'"),
+        ({"query": "previous", "readout": "wide"}, "readout with query 'previous' is one of deep, .*; got 'wide'"),
         ({"query": "previous", "input_feeding": True}, "needs attention with query 'current'"),
         ({"attention": None, "input_feeding": True}, "needs attention with query 'current'"),
     ],
