@@ -78,6 +78,9 @@ _DEFAULTS = {
     "kept": 3,
     "window": 10,
     "chunk": 3,
+    "chunk_score": "additive",
+    "score_bias": -1.0,
+    "score_gain": None,
     "dtype": None,
 }
 

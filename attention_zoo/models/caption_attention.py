@@ -59,7 +59,7 @@ def _check(model: Any) -> None:
     given, made = model.annotation_width, _encoded_width(model)
     if given is not None and made is not None and given != made:
         raise ValueError(f"annotation_width is that of the encoder, {made}, or None; got {given}")
-    if model.score == "cosine" and _annotation_width(model) is None:
+    if "cosine" in (model.score, model.chunk_score) and _annotation_width(model) is None:
         raise ValueError("score 'cosine' asks how wide annotations are: annotation_width, where no ConvEncoder says it")
 
 
@@ -80,12 +80,13 @@ def check_width(model: Any, width: int) -> None:
     Raises:
         ValueError: they are wider or narrower than it needs.
     """
-    if model.score in ("dot", "scaled_dot") and width != model.units:
-        raise ValueError(
-            f"score {model.score!r} needs annotations as wide as the state: units is {model.units}, they are {width}"
-        )
-    if model.score == "cosine" and width != _annotation_width(model):
-        raise ValueError(f"score 'cosine' needs annotations of width {_annotation_width(model)}; got {width}")
+    for score in (model.score, model.chunk_score):
+        if score in ("dot", "scaled_dot") and width != model.units:
+            raise ValueError(
+                f"score {score!r} needs annotations as wide as the state: units is {model.units}, they are {width}"
+            )
+        if score == "cosine" and width != _annotation_width(model):
+            raise ValueError(f"score 'cosine' needs annotations of width {_annotation_width(model)}; got {width}")
 
 
 def look(

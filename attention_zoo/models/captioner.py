@@ -91,13 +91,13 @@ class Captioner(nn.Module):
         windows have no neighbours above and below; a monotonic walk goes in reading order, row by row. What is hard or
         marginal takes alignments that are functions, and each location has its weight as its probability: one of weight
         zero is never drawn. What is variational or relaxed takes the softmax. past: "none", "location" (its filters run
-        along the rows) or "coverage", of soft attention. See `Seq2Seq` for the fields from chunk to fertility.
-    embedding, units, attention_units: widths of E, of the LSTM, of scores that have one. located: whether annotations
-        know their places, see `modules.vision.located`. baseline: whether there is a learned baseline. temperature: of
-        relaxed samples, and of "tempered". best: locations that latent attention sums over at inference; None is all.
-        positions: the largest grid, for the score "location" alone. annotation_width: V, for the score "cosine" where
-        no ConvEncoder tells it. dropout: on embeddings and before the output layer, where latent attention drops the
-        same units at every location.
+        along the rows, one after the other) or "coverage", of soft attention. See `Seq2Seq` for chunk, chunk_score,
+        score_bias, score_gain, kept, filters, filter_width and fertility.
+    embedding, units, attention_units: widths of E, of the LSTM, of scores that have one. located: annotations know
+        their places, see `modules.vision.located`. baseline: there is a learned one. temperature: of relaxed samples,
+        and of "tempered". best: locations that latent attention sums over at inference; None is all. positions: the
+        largest grid, for the score "location" alone. annotation_width: V, for the score "cosine" where no ConvEncoder
+        tells it. dropout: on embeddings and before the output layer, of latent attention the same units everywhere.
 
     Raises:
         ValueError: a field is not one of its names or out of range, or fields do not fit together.
@@ -132,8 +132,8 @@ class Captioner(nn.Module):
     def setup(self) -> None:
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention is one of {', '.join(ATTENTIONS)}; got {self.attention!r}")
-        given = self.dropout, self.temperature, self.best
         if not (0 <= self.dropout < 1 and self.temperature > 0 and (self.best is None or self.best >= 1)):
+            given = self.dropout, self.temperature, self.best
             raise ValueError(f"dropout lies in [0, 1), temperature is above 0 and best at least 1; got {given}")
         self.embed = Embedding(self.vocabulary, self.embedding, dtype=self.dtype)
         self.attend = make_attention(self)

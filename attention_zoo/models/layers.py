@@ -116,7 +116,7 @@ class Layers(nn.Module):
             kept=self.kept,
             dtype=self.dtype,
         )
-        return {"score": partial(SCORES[self.score], sizes, each), "alignment": ALIGNMENTS[self.alignment](sizes)}
+        return {"score": partial(SCORES[self.score], sizes, each), "alignment": ALIGNMENTS[self.alignment](sizes, each)}
 
     def make_positions(self) -> nn.Module | None:
         """What adds position vectors, if they are learnt."""

@@ -11,8 +11,6 @@ from attention_zoo.modules.attention import Attention
 from attention_zoo.modules.past import Coverage, LocationSensitive
 from attention_zoo.modules.scores import Additive, Concat, Cosine, Dot, General, Location, ScaledDot
 
-CHUNK_SCORES = ("additive", "additive_normalised")
-
 
 def _units(model: Any) -> int:
     """Of the hidden layer of a score that has one."""
@@ -22,10 +20,6 @@ def _units(model: Any) -> int:
 def _walk(model: Any) -> dict[str, Any]:
     """Where what is learnt of a monotonic walk's scores starts."""
     return {"bias": model.score_bias, "gain": model.score_gain}
-
-
-def _chunk_score(model: Any) -> Additive:
-    return Additive(_units(model), normalised=model.chunk_score == "additive_normalised", dtype=model.dtype)
 
 
 # From the model's fields and the width of the annotations.
@@ -39,20 +33,22 @@ SCORES: dict[str, Callable[[Any, int], Any]] = {
     "cosine": lambda model, width: Cosine(width, dtype=model.dtype),
     "location": lambda model, width: Location(model.positions, dtype=model.dtype),
 }
-# From the model's fields.
-ALIGNMENTS: dict[str, Callable[[Any], Any]] = {
-    "softmax": lambda model: softmax,
-    "tempered": lambda model: partial(tempered, temperature=model.temperature),
-    "sparsemax": lambda model: sparsemax,
-    "entmax15": lambda model: entmax15,
-    "top_k": lambda model: partial(top_k, k=model.kept),
-    "local_m": lambda model: LocalM(model.window),
-    "local_p": lambda model: LocalP(model.window, dtype=model.dtype),
-    "local_p_renormalised": lambda model: LocalP(model.window, renormalise=True, dtype=model.dtype),
-    "monotonic": lambda model: Monotonic(**_walk(model)),
-    "mocha": lambda model: MoChA(width=model.chunk, chunk_score=_chunk_score(model), **_walk(model)),
-    "gumbel_softmax": lambda model: GumbelSoftmax(model.temperature),
-    "straight_through": lambda model: StraightThrough(model.temperature),
+# From the same.
+ALIGNMENTS: dict[str, Callable[[Any, int], Any]] = {
+    "softmax": lambda model, width: softmax,
+    "tempered": lambda model, width: partial(tempered, temperature=model.temperature),
+    "sparsemax": lambda model, width: sparsemax,
+    "entmax15": lambda model, width: entmax15,
+    "top_k": lambda model, width: partial(top_k, k=model.kept),
+    "local_m": lambda model, width: LocalM(model.window),
+    "local_p": lambda model, width: LocalP(model.window, dtype=model.dtype),
+    "local_p_renormalised": lambda model, width: LocalP(model.window, renormalise=True, dtype=model.dtype),
+    "monotonic": lambda model, width: Monotonic(**_walk(model)),
+    "mocha": lambda model, width: MoChA(
+        width=model.chunk, chunk_score=SCORES[model.chunk_score](model, width), **_walk(model)
+    ),
+    "gumbel_softmax": lambda model, width: GumbelSoftmax(model.temperature),
+    "straight_through": lambda model, width: StraightThrough(model.temperature),
 }
 PASTS = ("none", "location", "coverage")
 COUNTS = ("score_units", "attention_units", "chunk", "kept", "filters", "filter_width", "positions", "annotation_width")
@@ -64,7 +60,7 @@ def check_mechanism(model: Any) -> None:
     Raises:
         ValueError: the field, what it may be, and what it is.
     """
-    for field, names in {"score": tuple(SCORES), "past": PASTS, "chunk_score": CHUNK_SCORES}.items():
+    for field, names in {"score": tuple(SCORES), "past": PASTS, "chunk_score": tuple(SCORES)}.items():
         if getattr(model, field) not in names:
             raise ValueError(f"{field} is one of {', '.join(names)}; got {getattr(model, field)!r}")
     for field in COUNTS:
@@ -84,4 +80,4 @@ def mechanism(model: Any, width: int) -> Attention:
         score = LocationSensitive(score, model.filters, model.filter_width)
     elif model.past == "coverage":
         score = Coverage(score, fertility=model.fertility)
-    return Attention(score, ALIGNMENTS[model.alignment](model))
+    return Attention(score, ALIGNMENTS[model.alignment](model, width))

@@ -56,10 +56,10 @@ BAHDANAU: dict[str, Any] = {
 
 # See 2017, section 5, the baseline of 50,000 words: embeddings 128, LSTM 256, bidirectional encoder; h_t asks, by 512
 # alignment units (as many as annotations are wide, in the authors' code).
-# Not as in the paper: no pointer to words of the source; encoder and decoder have embeddings of their own; the decoder
-# is fed `tanh(W [c; h])` instead of the context through a layer as wide as an embedding, and its output layer reads
-# that instead of a linear layer (eq. 4); h alone asks, in the authors' code the LSTM's cell c as well; the bridge from
-# the encoder is tanh of the last h instead of relu of h and c.
+# Not as in the paper: no pointer to words of the source; the decoder is fed `tanh(W [c; h])` instead of the context
+# through a layer as wide as an embedding, and its output layer reads that instead of a linear layer (eq. 4); h alone
+# asks, in the authors' code the LSTM's cell c as well; the bridge from the encoder is tanh of the last h instead of
+# relu of h and c.
 SEE: dict[str, Any] = {
     "source_vocabulary": 50_000,
     "target_vocabulary": 50_000,
@@ -71,11 +71,14 @@ SEE: dict[str, Any] = {
     "score": "additive",
     "score_units": 512,
     "input_feeding": True,
+    "shared": True,
 }
 
-# Raffel 2017, D.3: Luong's model of two layers of 512 units, 17,000 and 7,700 words (as the paper rounds them), dropout
-# 0.3, and monotonic attention with the additive score of eq. 16, r = -2. The paper's equations let s_{i-1} ask; its
-# translator is Luong's, whose new state does.
+# Raffel 2017, section 4 and D.3: Luong's model with two layers of 512 units, 17,000 and 7,700 words (as the paper
+# rounds them), dropout 0.3, an output layer with a bias, and monotonic attention with the additive score of eq. 16, r =
+# -2; the source is not reversed. That the new state asks, and that the decoder starts from the encoder's last states,
+# is Luong's, whose model the paper says to have changed in its attention alone; its own equations, eq. 17 among them,
+# write s_{i-1} and s_0 = 0 for every model.
 RAFFEL_TRANSLATION: dict[str, Any] = {
     **LUONG,
     "source_vocabulary": 17_000,
@@ -88,6 +91,7 @@ RAFFEL_TRANSLATION: dict[str, Any] = {
     "score": "additive_normalised",
     "alignment": "monotonic",
     "score_bias": -2.0,
+    "output_bias": True,
     "dropout": 0.3,
 }
 
@@ -129,9 +133,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "raffel_2017_translation": RAFFEL_TRANSLATION,
     # Eq. 17, the general score with g, which starts at 512^-1/2 (section 2.4), and r.
     "raffel_2017_translation_general": {**RAFFEL_TRANSLATION, "score": "general", "score_gain": 512**-0.5},
-    # Raffel 2017, D.2, the model of Gigaword's headlines: 200,000 words, embeddings 200, a bidirectional encoder of 4
-    # layers, LSTM and alignment 256, r = -4; the output layer reads the decoder's state alone. From what the decoder
-    # starts, the paper does not say. (Its models of speech read frames, and skip or convolve them: they are not here.)
+    # Raffel 2017, D.2 and algorithm 2, the model of Gigaword's headlines: 200,000 words in one embedding layer, 200
+    # wide, a bidirectional encoder of 4 layers, LSTM and energy 256, r = -4; s_{i-1} asks, s_0 = 0, and the output
+    # layer reads the decoder's state alone. (The paper's models of speech read frames, and skip or convolve them: not
+    # here.)
     "raffel_2017_summarization": {
         "source_vocabulary": 200_000,
         "target_vocabulary": 200_000,
@@ -144,11 +149,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "alignment": "monotonic",
         "score_bias": -4.0,
         "readout": "state",
+        "bridge": "zeros",
+        "shared": True,
     },
-    # Chiu 2018, A.2, the model of CNN / Daily Mail: 50,000 words, a bidirectional LSTM of 512 units, 1024 in the
-    # decoder and in both energies, which are those of Raffel's eq. 16, r = 0, chunks of 8 words. s_{i-1} asks (eq. 4).
+    # Chiu 2018, A.2 and algorithm 1, the model of CNN / Daily Mail: 50,000 words, a bidirectional LSTM of 512 units,
+    # 1024 in the decoder and in both energies, which are those of Raffel's eq. 16, r = 0, chunks of 8 words; s_{i-1}
+    # asks, s_0 = 0, and the output layer reads s_i and c_i (eq. 3).
     # Not as in the paper: no pointer to words of the source; target embeddings are 512 wide as the source's, not 1024;
-    # the energy of the chunks has no r, which a softmax does not see.
+    # the energy of the chunks has no r, which a softmax does not see. Where it may have kept what See 2017 did, which
+    # it "reimplemented", query, first state and output layer are those of the paper's own equations.
     "chiu_2018_summarization_like": {
         "source_vocabulary": 50_000,
         "target_vocabulary": 50_000,
@@ -162,6 +171,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "chunk": 8,
         "chunk_score": "additive_normalised",
         "readout": "both",
+        "bridge": "zeros",
     },
     # JoeyNMT's model for its reverse task (configs/rnn_reverse.yaml): LSTM 64, embeddings 16, 50 integers and four
     # special tokens; the decoder starts from zeros (`init_hidden: zero`).

@@ -51,8 +51,8 @@ class Seq2Seq(nn.Module):
     filters, filter_width: of the past "location". fertility: N of the coverage's divisor (Tu 2016), 0 for none.
     window: D of the local alignments. chunk: positions in a chunk of MoChA. kept: positions that "top_k" keeps.
         temperature: of "tempered", "gumbel_softmax" and "straight_through". input_feeding: Luong's, on or off.
-    score_bias, score_gain: of "monotonic" and "mocha", see `modules.Monotonic`. chunk_score: of MoChA's chunks,
-        "additive" or "additive_normalised".
+    score_bias, score_gain: of "monotonic" and "mocha", see `modules.Monotonic`. chunk_score: of MoChA's chunks, a name
+        of `mechanisms.SCORES`.
     readout: what the output layer reads with "bahdanau", see `modules.RecurrentDecoder`: "deep", the default, "state"
         or "both".
     bridge: the decoder's first state. "dense": `tanh(W h)` of the encoder's last state; "backward": the same of
@@ -60,8 +60,9 @@ class Seq2Seq(nn.Module):
         "zeros": the source reaches the decoder by attention, or the fixed context, alone.
     cell: "lstm", "gru" or "gru_reset_before", the GRU of Cho 2014 and Bahdanau 2014. encoder_units: of each direction.
     positions: the longest source, for the location score alone.
-    one_hot: tokens enter as one-hot vectors instead of learned embeddings. tied: the output layer is the target
-        embedding, and has no bias. output_bias: of an output layer of its own (Luong's has none).
+    one_hot: tokens enter as one-hot vectors instead of learned embeddings. shared: source and target have one
+        embedding. tied: the output layer is the target embedding, and has no bias. output_bias: of an output layer of
+        its own (Luong's has none).
     dropout: on embeddings, between layers and on the features.
 
     Raises:
@@ -97,6 +98,7 @@ class Seq2Seq(nn.Module):
     bridge: str = "dense"
     positions: int = 64
     one_hot: bool = False
+    shared: bool = False
     tied: bool = False
     output_bias: bool = True
     dropout: float = 0.0
@@ -104,7 +106,8 @@ class Seq2Seq(nn.Module):
 
     def setup(self) -> None:
         _check(self)
-        self.source_embedding = self._embedding(self.source_vocabulary)
+        if not self.shared:
+            self.source_embedding = self._embedding(self.source_vocabulary)
         self.target_embedding = self._embedding(self.target_vocabulary)
         self.encoder = RecurrentEncoder(
             self.encoder_units,
@@ -158,7 +161,8 @@ class Seq2Seq(nn.Module):
     @checked
     def start(self, source: Int[Array, "B S"], source_lengths: Int[Array, "B"], deterministic: bool = True) -> Cache:
         """Reads the sources once: the cache before the first target token."""
-        embedded = self.drop(self.source_embedding(source), deterministic=deterministic)
+        embedding = self.target_embedding if self.shared else self.source_embedding
+        embedded = self.drop(embedding(source), deterministic=deterministic)
         annotations, finals = self.encoder(embedded, source_lengths, deterministic)
         memory = None
         if self.decoder.attention is not None:
@@ -264,10 +268,10 @@ def _check(model: Seq2Seq) -> None:
         )
     if not model.temperature > 0:
         raise ValueError(f"temperature is above zero; got {model.temperature}")
-    if attends and model.score in ("dot", "scaled_dot") and width != model.decoder_units:
-        raise ValueError(
-            f"score {model.score!r} needs annotations as wide as the decoder; got {width} and {model.decoder_units}"
-        )
+    for score in (model.score, model.chunk_score):
+        if attends and score in ("dot", "scaled_dot") and width != model.decoder_units:
+            sizes = f"{width} and {model.decoder_units}"
+            raise ValueError(f"score {score!r} needs annotations as wide as the decoder; got {sizes}")
     if model.readout is not None and not (model.attention == "bahdanau" and model.readout in READOUTS["previous"]):
         allowed = ", ".join(READOUTS["previous"])
         raise ValueError(
@@ -275,7 +279,10 @@ def _check(model: Seq2Seq) -> None:
             f"and {model.attention!r}"
         )
     if model.attention == "bahdanau" and model.readout in (None, "deep") and model.decoder_units % 2:
-        raise ValueError(f"readout 'deep' takes the larger of pairs: decoder_units is even; got {model.decoder_units}")
+        raise ValueError(
+            "attention 'bahdanau', with the readout 'deep' or None, takes the larger of pairs: decoder_units is even; "
+            f"got {model.decoder_units}"
+        )
     if model.bridge == "copy" and (width, model.encoder_layers) != (model.decoder_units, model.decoder_layers):
         raise ValueError(
             f"bridge 'copy' needs equal sizes; got {model.encoder_layers} encoder layers of {width} and "
@@ -285,5 +292,8 @@ def _check(model: Seq2Seq) -> None:
         raise ValueError("bridge 'zeros' and attention 'none': nothing of the source would reach the decoder")
     if model.bridge == "backward" and not model.bidirectional:
         raise ValueError("bridge 'backward' needs a bidirectional encoder")
+    if model.shared and model.source_vocabulary != model.target_vocabulary:
+        sizes = f"{model.source_vocabulary} and {model.target_vocabulary}"
+        raise ValueError(f"shared embeddings need one vocabulary; got {sizes}")
     if model.tied and model.one_hot:
         raise ValueError("tied output needs learned embeddings; one_hot has none")

@@ -18,7 +18,7 @@ from attention_zoo.modules.memory import Memory
 from attention_zoo.modules.recurrent import CELLS, RecurrentLayer
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
-# What the features may be for each time of the query; the first is the paper's.
+# What the features may be for each time of the query; the first is the default, Bahdanau's and Luong's.
 READOUTS = {"previous": ("deep", "state", "both"), "current": ("attentional",)}
 
 
@@ -37,21 +37,21 @@ class DecoderState(NamedTuple):
 class RecurrentDecoder(nn.Module):
     """A stack of recurrent layers that attends to a memory while it writes.
 
-    With query "previous" (Bahdanau 2014, A.2.2) the state before the step asks, `c_t = attend(s_{t-1})`, the
-    context enters the cell, `s_t = cell([y_{t-1}; c_t], s_{t-1})`, and the features are the deep output
-    `max over pairs of U s_{t-1} + V y_{t-1} + C c_t`. With "current" (Luong 2015, section 3) the new state asks,
-    `c_t = attend(h_t)`, and the features are the attentional vectors `a_t = tanh(W [c_t; h_t])` (eq. 5), which
-    input feeding (section 3.3) hands to the cell of the next step. Without input feeding nothing attended enters
+    With query "previous" (Bahdanau 2014, A.2.2) the state before the step asks, `c_t = attend(s_{t-1})`, and the
+    context enters the cell, `s_t = cell([y_{t-1}; c_t], s_{t-1})`. With "current" (Luong 2015, section 3) the new
+    state asks, `c_t = attend(h_t)`, and the features are the attentional vectors `a_t = tanh(W [c_t; h_t])` (eq. 5),
+    which input feeding (section 3.3) hands to the cell of the next step. Without input feeding nothing attended enters
     the recurrence: the layers run first and attention then answers all steps at once.
 
     units: D. attention: None for a decoder that knows the source from its first state and its inputs alone; its
     features are the top layer's states. query: "previous" or "current". readout: what the features are with
-    "previous": "deep" as above, [B, T, D / 2], "state" for `s_t` (Raffel 2017, D.1.1), [B, T, D], or "both" for
-    `[c_t; s_t]` (Raffel 2017, eq. 5), [B, T, V + D]; with "current" they are "attentional", [B, T, D]. None is the
-    paper's, the first of these. dropout: on the inputs of every layer but the first.
+    "previous": "deep", the default, for Bahdanau's `max over pairs of U s_{t-1} + V y_{t-1} + C c_t`, [B, T, D / 2],
+    "state" for `s_t` (Raffel 2017, D.2), [B, T, D], or "both" for `[c_t; s_t]` (Raffel 2017, D.1.2), [B, T, V + D];
+    with "current" they are "attentional", [B, T, D]. dropout: on the inputs of every layer but the first.
 
     Raises:
-        ValueError: an unknown query or readout, or input feeding where the context enters the cell anyway.
+        ValueError: an unknown query or readout, one without attention, or input feeding where the context enters the
+            cell anyway.
     """
 
     units: int
@@ -70,6 +70,8 @@ class RecurrentDecoder(nn.Module):
         if self.readout not in (None, *READOUTS[self.query]):
             allowed = ", ".join(READOUTS[self.query])
             raise ValueError(f"readout with query {self.query!r} is one of {allowed}; got {self.readout!r}")
+        if self.readout is not None and self.attention is None:
+            raise ValueError(f"a decoder without attention has no readout but None; got {self.readout!r}")
         if self.input_feeding and (self.attention is None or self.query == "previous"):
             raise ValueError("input feeding hands on attentional vectors: it needs attention with query 'current'")
         self.stack = [RecurrentLayer(self.units, self.cell, dtype=self.dtype) for _ in range(self.layers)]

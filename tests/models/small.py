@@ -62,7 +62,7 @@ assert set(PAIRS.values()) | {"general"} == set(SCORES)  # which is that of inpu
 @cache
 def make(**fields):
     """A small model, its parameters, and a batch of sources (the last one empty) and targets; nobody changes them."""
-    model = Seq2Seq(N_SOURCE, N_TARGET, **{**SIZES, **fields})
+    model = Seq2Seq(**{"source_vocabulary": N_SOURCE, "target_vocabulary": N_TARGET, **SIZES, **fields})
     generator = np.random.default_rng(0)
     source, target = generator.integers(4, N_SOURCE, (B, S)), generator.integers(4, N_TARGET, (B, T))
     source, lengths, target = map(jnp.int32, (source, LENGTHS, target))

@@ -116,8 +116,8 @@ def test_samples_of_sparse_attention_estimate_the_gradient_of_its_expectation(al
 @pytest.mark.parametrize(
     "fields",
     [
-        {"score": "dot", "alignment": "mocha", "past": "coverage", "fertility": 2.0},
-        {"score": "cosine", "alignment": "monotonic", "past": "location", "filter_width": 3},
+        {"score": "dot", "alignment": "mocha", "chunk_score": "cosine", "past": "coverage", "fertility": 2.0},
+        {"score": "cosine", "alignment": "monotonic", "score_gain": 0.5, "past": "location", "filter_width": 3},
         {"attention": "hard", "score": "location", "alignment": "entmax15"},
     ],
     ids=str,
@@ -212,6 +212,8 @@ def test_default_parameters_are_where_they_were_and_drawn_as_they_were():
     ("fields", "sentence"),
     [
         ({"score": "adittive"}, "score is one of additive, .*; got 'adittive'"),
+        ({"chunk_score": "dto"}, "chunk_score is one of additive, .*; got 'dto'"),
+        ({"chunk_score": "cosine", "annotation_width": 5}, "score 'cosine' needs annotations of width 5; got 4"),
         ({"past": "all"}, "past is one of none, location, coverage; got 'all'"),
         ({"alignment": "local_p"}, "attention 'soft' goes with alignment softmax, .*, straight_through; got 'local_p'"),
         ({"attention": "hard", "alignment": "mocha"}, "attention 'hard' goes with alignment softmax, .*; got 'mocha'"),

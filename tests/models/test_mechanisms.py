@@ -28,8 +28,8 @@ SAMPLING = {
 }
 
 
-def attention(score="additive", alignment="softmax", past="none"):
-    fields = {"encoder_units": Q // 2, "decoder_units": Q, "positions": S, "window": 2}
+def attention(score="additive", alignment="softmax", past="none", **fields):
+    fields = {"encoder_units": Q // 2, "decoder_units": Q, "positions": S, "window": 2, **fields}
     return mechanism(Seq2Seq(5, 5, score=score, alignment=alignment, past=past, **fields), Q)
 
 
@@ -57,13 +57,25 @@ def test_any_score_fits_any_alignment_and_any_past(alignment):
 
 @pytest.mark.parametrize("alignment", ["monotonic", "mocha"])
 def test_what_is_learnt_of_a_walk_starts_where_the_fields_say(alignment):
-    fields = {"score_bias": -3.0, "score_gain": 0.25, "chunk_score": "additive_normalised", "decoder_units": Q}
-    made = mechanism(Seq2Seq(5, 5, alignment=alignment, **fields), Q)
+    made = attention(alignment=alignment, score_bias=-3.0, score_gain=0.25, chunk_score="additive_normalised")
     learned = quick(partial(made.init, method="over"))(jax.random.key(0), draw(B, T, Q), draw(B, S, Q))["params"]
-    chunk = learned["alignment"].pop("chunk_score", {"gain": Q**-0.5})
+    chunk = learned["alignment"].pop("chunk_score", None)
     assert jax.tree.map(float, learned["alignment"]) == {"bias": -3, "gain": 0.25}
-    np.testing.assert_allclose(chunk["gain"], Q**-0.5, rtol=1e-6)
-    assert ("chunk_score" in made.alignment.__dict__) == (alignment == "mocha")
+    assert (chunk is None) == (alignment == "monotonic")
+    np.testing.assert_allclose(Q**-0.5 if chunk is None else chunk["gain"], Q**-0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_chunk_has_any_score_and_a_walk_keeps_the_dtype(score):
+    made = attention(alignment="mocha", chunk_score=score, score_gain=1.0, dtype=jnp.bfloat16)
+    queries, values = (draw(B, size, Q).astype(jnp.bfloat16) for size in (T, S))
+    (context, found, _), learned = jax.eval_shape(
+        partial(made.init_with_output, method="over"), jax.random.key(0), queries, values
+    )
+    assert context.dtype == found.weights.dtype == jnp.bfloat16
+    kind = type(SCORES[score](Seq2Seq(5, 5, decoder_units=Q, positions=S), Q))
+    assert type(made.alignment.chunk_score) is kind
+    assert ("chunk_score" in learned["params"]["alignment"]) == (score not in ("dot", "scaled_dot"))
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)

@@ -133,7 +133,12 @@ def test_dropout_needs_a_key_differs_by_key_and_stays_out_of_evaluation():
     [
         ({"attention": "bahdanu"}, "attention is one of none, context, bahdanau, luong; got 'bahdanu'"),
         ({"score": "mlp"}, "score is one of additive, .*; got 'mlp'"),
-        ({"chunk_score": "dot"}, "chunk_score is one of additive, additive_normalised; got 'dot'"),
+        ({"chunk_score": "mlp"}, "chunk_score is one of additive, .*; got 'mlp'"),
+        (
+            {"chunk_score": "dot", "decoder_units": 8},
+            "score 'dot' needs annotations as wide as the decoder; got 6 and 8",
+        ),
+        ({"shared": True}, "shared embeddings need one vocabulary; got 13 and 11"),
         ({"readout": "wide"}, "readout is one of deep, state, both with attention 'bahdanau'.*; got 'wide'"),
         ({"attention": "luong", "readout": "both"}, "None with the others; got 'both' and 'luong'"),
         ({"cell": "rnn"}, "cell is one of lstm, gru, gru_reset_before; got 'rnn'"),

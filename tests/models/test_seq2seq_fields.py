@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from tests.models.small import B, S, make
+from tests.models.small import N_TARGET, B, S, T, make
 from tests.quick import quick
 
 
@@ -54,6 +54,16 @@ def test_a_decoder_may_start_from_zeros():
     assert [leaf.shape for leaf in jax.tree.leaves(first)] == [(len(source), 6)] * 4
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(first))
     assert not [name for name in params["params"] if name.startswith("bridges")]
+
+
+def test_a_shared_embedding_is_read_by_both():
+    shared, params, source, lengths, target = make(attention="none", shared=True, source_vocabulary=N_TARGET)
+    assert "source_embedding" not in params["params"]
+    embedding = params["params"]["target_embedding"]
+    twice = {"params": {**params["params"], "source_embedding": embedding}}
+    inputs = source % N_TARGET, lengths, target
+    both = quick(lambda one, two: (shared.apply(one, *inputs)[0], shared.clone(shared=False).apply(two, *inputs)[0]))
+    np.testing.assert_array_equal(*both(params, twice))
 
 
 @pytest.mark.parametrize("attention", ["bahdanau", "luong"])
@@ -111,6 +121,12 @@ def test_without_input_feeding_attention_answers_all_steps_at_once(score):
 
     assert not scores_in_the_loop(input_feeding=False)
     assert scores_in_the_loop(input_feeding=True) and scores_in_the_loop(attention="bahdanau")
+
+
+@pytest.mark.parametrize("readout", ["state", "both"])
+def test_a_readout_without_pairs_takes_an_odd_number_of_units(readout):
+    model, *inputs = make(decoder_units=7, readout=readout)
+    assert jax.eval_shape(model.apply, *inputs)[0].shape == (B, T, model.target_vocabulary)
 
 
 def test_arrays_of_numpy_are_taken_without_jit():

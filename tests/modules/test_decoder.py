@@ -212,7 +212,7 @@ def test_no_sum_of_kernels_is_carried_backwards(timing, score, dtype, monkeypatc
 
 
 def test_states_and_sources_in_float32_are_brought_to_the_dtype():
-    for timing in TIMINGS:
+    for timing in TIMINGS | READING:
         score = (Additive if timing == "previous" else General)(D, dtype=jnp.bfloat16)
         model, variables, arrays = make(timing, score=score, dtype=jnp.bfloat16)
         results = jax.eval_shape(lambda v, a, model=model: model.apply(v, a, method=run), variables, arrays)
@@ -246,6 +246,7 @@ def test_inputs_of_fewer_rows_than_the_state_are_refused():
         ({"query": "previous", "readout": "wide"}, "readout with query 'previous' is one of deep, .*; got 'wide'"),
         ({"query": "previous", "input_feeding": True}, "needs attention with query 'current'"),
         ({"attention": None, "input_feeding": True}, "needs attention with query 'current'"),
+        ({"attention": None, "query": "previous", "readout": "both"}, "no readout but None; got 'both'"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(fields, sentence):
