@@ -138,7 +138,8 @@ class _Way(NamedTuple):
 
 class _Known(NamedTuple):
     """What a part's way back reads, leaf by leaf: what is fixed for all parts, constants or made of these alone; a part
-    of the rows; or what the function made of it, collected part by part. None in place of each other's."""
+    of the rows, or of what was kept of each; or what else the function made of it, collected part by part. None in
+    place of each other's."""
 
     fixed: list[jax.Array | None]
     rows: list[jax.Array | None]
@@ -153,15 +154,16 @@ class _Known(NamedTuple):
 def _forward(function: Function, constants: Any, rows: Any, layout: _Layout) -> tuple[jax.Array, Any]:
     rows = _together(rows, layout)
     results = blank(jax.eval_shape(function, constants, rows), rows)
-    ways, known = [], []
+    ways, found, kept = [], [], list[jax.Array]()
     for parts in _passes(layout):
         back: list[Any] = []
         program = trace(partial(_pulled, function, back), constants, _part(rows, 0, parts.size))
-        results, found = _collected(program, parts, constants, rows, results)
+        results, kept, known = _collected(program, parts, constants, rows, results, kept)
         ways.append(_Way(back[0], program.reads[0]))
-        known.append(found)
+        found.append(known)
     pull_back = partial(_backward, ways)
-    return _back(results, layout), Partial(pull_back, constants, partition(rows)[0], layout, known)
+    # What is kept of each row is read as the last pass left it.
+    return _back(results, layout), Partial(pull_back, constants, partition(rows)[0], layout, [f(kept) for f in found])
 
 
 def _pulled(function: Function, back: list[Any], constants: Any, rows: Any) -> tuple[jax.Array, list[jax.Array]]:
@@ -173,8 +175,14 @@ def _pulled(function: Function, back: list[Any], constants: Any, rows: Any) -> t
     return results, leaves
 
 
-def _collected(program: Program, parts: _Pass, constants: Any, rows: Any, results: Array) -> tuple[Array, _Known]:
-    """The results with those of a pass's parts, and what their way back reads."""
+def _collected(
+    program: Program, parts: _Pass, constants: Any, rows: Any, results: Array, kept: list[jax.Array]
+) -> tuple[Array, list[jax.Array], Callable[[list[jax.Array]], _Known]]:
+    """The results with those of a pass's parts; and what their way back reads, given what all passes keep of each row.
+
+    kept: arrays [m, ...] of the passes before, which no two passes read in the same rows; given back with this pass's
+        rows written, and with others behind them for what they have no room for.
+    """
     (_, names), (_, needs), (_, likes) = program.got, program.needs, program.results
     given, read = (
         dict(zip(*map(jax.tree.leaves, pair), strict=True))
@@ -182,21 +190,44 @@ def _collected(program: Program, parts: _Pass, constants: Any, rows: Any, result
     )
     varies = [not needed.isdisjoint(read) for needed in needs]
     places = {name: n for n, name in enumerate(names) if varies[n] and name not in read}  # each array once
+    held, wanted = _rooms({name: likes[place] for name, place in places.items()}, parts.size, kept, rows)
+    others = [place for name, place in places.items() if name not in held]
 
     def body(n: Array, row: Array, carry: Any) -> Any:
-        results, arrays = carry
+        results, kept, arrays = carry
         new, leaves = program.run(constants, _part(rows, row, parts.size))
-        return _written(results, row, new), written(arrays, n, [leaves[place] for place in places.values()])
+        for name, room in held.items():
+            kept[room] = _written(kept[room], row, leaves[places[name]])
+        return _written(results, row, new), kept, written(arrays, n, [leaves[place] for place in others])
 
-    empty = blank(stacked(parts.most, [likes[place] for place in places.values()]), rows)
-    results, arrays = parts.loop(body, (results, empty))
-    collected = dict(zip(places, arrays, strict=True))
+    more, empty = blank((wanted, stacked(parts.most, [likes[place] for place in others])), rows)
+    results, kept, arrays = parts.loop(body, (results, kept + more, empty))
+    collected = dict(zip((name for name in places if name not in held), arrays, strict=True))
     made: list[Any] = [None] * len(names)
     if any(not (moves or name in given) for name, moves in zip(names, varies, strict=True)):
         alone = lambda *a: thinned(program.run(*a)[1], [not moves for moves in varies])  # noqa: E731
         made = jax.jit(alone)(constants, _part(rows, 0, parts.size))  # XLA leaves out all else that this computes
     fixed = [None if moves else given.get(name, leaf) for name, moves, leaf in zip(names, varies, made, strict=True)]
-    return results, _Known(fixed, list(map(read.get, names)), list(map(collected.get, names)))
+
+    def known(kept: list[jax.Array]) -> _Known:
+        of_rows = {**read, **{name: kept[room] for name, room in held.items()}}
+        return _Known(fixed, list(map(of_rows.get, names)), list(map(collected.get, names)))
+
+    return results, kept, known
+
+
+def _rooms(
+    likes: dict[int, Any], size: int, kept: list[jax.Array], rows: Any
+) -> tuple[dict[int, int], list[jax.ShapeDtypeStruct]]:
+    """By name, of what has a row for each of a part's, the kept array that has room for it; and those to be made."""
+    every, held = list[Any](kept), dict[int, int]()
+    for name, like in likes.items():
+        if like.shape[:1] == (size,):
+            wanted = jax.ShapeDtypeStruct((len(jax.tree.leaves(rows)[0]), *like.shape[1:]), like.dtype)
+            alike = (n for n, array in enumerate(every) if (array.shape, array.dtype) == (wanted.shape, wanted.dtype))
+            held[name] = next((n for n in alike if n not in held.values()), len(every))
+            every += [wanted] if held[name] == len(every) else []
+    return held, every[len(kept) :]
 
 
 def _backward(

@@ -56,35 +56,65 @@ def cleared(call: Call, seen: Seen) -> Call:
 
 
 def read(call: Call, tile: Tile, wide: bool = False) -> jax.Array:
-    """Context [B, G, R, t, V] of a tile; `wide`: its weights stay in float32 at least, whatever the values are in."""
+    """Context [B, G, R, t, V] of a tile; `wide`: JAX may differentiate it, and its weights stay in float32 at least."""
     compute, bias = scores_of(call, tile)
     keys, values = (merge(call, columns_of(array, tile)) for array in (call.keys, call.values))
-    products = products_of(merge(call, rows_of(call.queries, tile)) * scales(call)[0], keys)
-    weights, total = exponentials(compute(products, bias), differentiated=wide)
-    (weights,) = dropped(call, tile, weights)
-    if not wide and jax.default_backend() != "cpu":  # which multiplies in float32 anyway: there rounding gains nothing
-        weights = weights.astype(values.dtype)
-    # The sum divides the context, not the weights: V numbers a row, not S.
-    context = matmul("...ts,...sv->...tv", weights, values) / total
+    scores = compute(products_of(merge(call, rows_of(call.queries, tile)) * scales(call)[0], keys), bias)
+    if wide:
+        context = attended(scores, values) if not call.settings.dropout else _thinned(call, tile, scores, values)
+    else:
+        weights, total = exponentials(scores)
+        (weights,) = dropped(call, tile, weights)
+        if jax.default_backend() != "cpu":  # which multiplies in float32 anyway: there rounding gains nothing
+            weights = weights.astype(values.dtype)
+        # The sum divides the context, not the weights: V numbers a row, not S.
+        context = matmul("...ts,...sv->...tv", weights, values) / total
     return context.astype(values.dtype).reshape(*call.queries.shape[:3], tile.rows, context.shape[-1])
 
 
-def exponentials(scores: Array, *, differentiated: bool = True) -> tuple[jax.Array, jax.Array]:
-    """exp(scores - largest of the row), and the sum of each row, which is not 0 where all scores are hidden.
+@jax.custom_jvp
+def attended(scores: Array, values: Array) -> jax.Array:
+    """`softmax(scores) values`. Its gradient keeps the weights, and neither what they are made of nor the context."""
+    weights, total = exponentials(scores)
+    return matmul("...ts,...sv->...tv", weights, values) / total
 
-    differentiated: the sum is 1 there, and has the gradient of a sum.
-    """
+
+@attended.defjvp
+def _attended_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[jax.Array, jax.Array]:
+    work = lambda scores, values: matmul("...ts,...sv->...tv", normalised(scores), values)  # noqa: E731
+    context, change = jax.jvp(work, primals, tangents)
+    return context, change
+
+
+def _thinned(call: Call, tile: Tile, scores: Array, values: Array) -> jax.Array:
+    """The same with some weights dropped."""
+    (weights,) = dropped(call, tile, normalised(scores))
+    return matmul("...ts,...sv->...tv", weights, values)
+
+
+@jax.custom_jvp
+def normalised(scores: Array) -> jax.Array:
+    """The softmax, and zeros in rows of nothing but -inf."""
+    weights, total = exponentials(scores)
+    return weights / total
+
+
+@normalised.defjvp
+def _normalised_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[jax.Array, jax.Array]:
+    weights, (change,) = normalised(*primals), tangents
+    return weights, weights * (change - jnp.sum(weights * change, axis=-1, keepdims=True))
+
+
+def exponentials(scores: Array) -> tuple[jax.Array, jax.Array]:
+    """exp(scores - largest of the row), and the sum of each row, which is not 0 where all scores are hidden."""
     # Never -inf, also in a row of nothing else: its weights are exp(-inf) = 0, and so are those of all hidden scores.
     lowest, fixed = jnp.finfo(scores.dtype).min, jax.lax.stop_gradient(scores)
     largest = jax.lax.reduce(fixed, lowest, jax.lax.max, (scores.ndim - 1,))[..., None]
     if scores.shape[-1] == 1:  # XLA takes a reduction of one number for a reshape, and forgets where it started
         largest = jnp.maximum(fixed, lowest)
     weights = jnp.exp(scores - largest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    if not differentiated:  # one addition melts into the products; the largest itself is a 1, next to which it is lost
-        return weights, total + jnp.finfo(total.dtype).tiny ** 0.5
-    # The largest itself is a 1, and only an empty row's sum is below. The slope of a maximum of equals would be 1/2.
-    return weights, total + jax.lax.stop_gradient(jnp.maximum(total, 1) - total)
+    # One addition melts into the products; the largest itself is a 1, next to which it is lost.
+    return weights, jnp.sum(weights, axis=-1, keepdims=True) + jnp.finfo(scores.dtype).tiny ** 0.5
 
 
 def scores_of(call: Call, tile: Tile) -> tuple[Callable[..., jax.Array], tuple[Any, Any]]:

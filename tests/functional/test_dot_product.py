@@ -226,3 +226,13 @@ def test_curvature_is_finite_where_a_row_sees_nothing():
 
     found, expected = (quick(jax.hessian(partial(total, implementation=one)))(q) for one in ("chunked", "plain"))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_going_back_reads_weights_and_no_context(dropout):
+    """Of what has a row for each query: the queries, and their weights, which are as wide as the keys are many."""
+    options = {"dropout": dropout, "key": jax.random.key(0), "implementation": "plain"}
+    _, pull_back = jax.vjp(partial(dot_product_attention, **options), QUERIES, KEYS, VALUES)
+    rows = H // G * T
+    widths = {leaf.shape[-1] for leaf in jax.tree.leaves(pull_back) if leaf.shape[-2:-1] == (rows,)}
+    assert widths == {D, S}
