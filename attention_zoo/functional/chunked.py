@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.arrays import blank
+from attention_zoo.functional.arrays import blank, laid_out
 from attention_zoo.functional.blocks import FORWARD, blocks, few, loops
 from attention_zoo.functional.tiles import (
     Call,
@@ -118,6 +118,7 @@ def _tile(call: Call, number: Array, columns: int) -> Tile:
 def _backward(settings: Settings, kept: Any, gradient: Array) -> Any:
     (*arguments, known), context = kept
     call = Call(settings, *arguments)
+    gradient = laid_out(gradient)  # or XLA:CPU copies it whole to give the axis of R = 1 another place
     numbers, size = blocks(call, few())
 
     def block(found: Any, number: Array) -> Any:
@@ -136,7 +137,9 @@ def _backward(settings: Settings, kept: Any, gradient: Array) -> Any:
         for first, end, columns in loops(here):
             carry, _ = jax.lax.scan(partial(step, columns=columns), carry, jnp.arange(first, end))
         queries, (d_keys, d_values, *rest) = carry
-        keys, values = (_put(*pair, (*corner, 0, 0)) for pair in ((keys, _turned(d_keys)), (values, _turned(d_values))))
+        # Turned before they are written: XLA:CPU is slow at both in one.
+        d_keys, d_values = (laid_out(_turned(total)) for total in (d_keys, d_values))
+        keys, values = (_put(*pair, (*corner, 0, 0)) for pair in ((keys, d_keys), (values, d_values)))
         return (queries, keys, values, tuple(rest)), None
 
     rest = (call.laid.bias, call.loose.arrays)

@@ -12,6 +12,7 @@ from flax.typing import Dtype
 from attention_zoo.functional.alignment import softmax
 from attention_zoo.functional.attend import read
 from attention_zoo.functional.dot_product import attention_rows, dot_product_attention
+from attention_zoo.functional.heads import join_heads, split_heads
 from attention_zoo.functional.masks import causal as causal_mask
 from attention_zoo.functional.masks import combine, padding
 from attention_zoo.functional.masks import segments as segments_mask
@@ -110,10 +111,10 @@ class MultiHeadAttention(nn.Module):
     @checked
     def remember(self, inputs: Float[Array, "B S E"], positions: Int[Array, "B S"] | None = None) -> Heads:
         """Projects a source once: keys and values of its positions (0, 1, ... without)."""
-        keys = self._split(self.key(inputs), self.groups or self.heads)
+        keys = split_heads(self.key(inputs), self.groups or self.heads)
         keys = self._placed(self.key_norm(keys) if self.qk_norm else keys, positions)
         keys = keys if self.score is None else self.relevance.remember(keys)
-        return Heads(keys, self._split(self.value(inputs), self.groups or self.heads))
+        return Heads(keys, split_heads(self.value(inputs), self.groups or self.heads))
 
     @checked
     def __call__(
@@ -138,19 +139,14 @@ class MultiHeadAttention(nn.Module):
         Returns:
             the output [B, T, width], and the weights [B, h, r, S] (before dropout), None unless asked.
         """
-        queries = self._split(self.query(inputs), self.heads)
+        queries = split_heads(self.query(inputs), self.heads)
         queries = self._placed(self.query_norm(queries) if self.qk_norm else queries, sight.positions)
         where = self._where(sight, memory.keys.shape[-2], causal, cached)
         memory = Heads(*(part.astype(queries.dtype) for part in memory))
         key = self.make_rng("dropout") if self.dropout and not deterministic else None
         attend = partial(self._fused, None if cached else self.implementation) if self.score is None else self._scored
         context, weights = attend(queries, memory, where, asked, key)
-        joined = jnp.swapaxes(context, -2, -3).reshape(*inputs.shape[:-1], self.heads * context.shape[-1])
-        return self.output(joined), weights
-
-    def _split(self, vectors: jax.Array, heads: int) -> jax.Array:
-        """[B, T, H D] to [B, H, T, D]."""
-        return jnp.swapaxes(vectors.reshape(*vectors.shape[:-1], heads, vectors.shape[-1] // heads), -2, -3)
+        return self.output(join_heads(context)), weights
 
     def _placed(self, vectors: jax.Array, positions: jax.Array | None) -> jax.Array:
         """Queries or keys [B, H, T, D], turned by their positions where the scheme is rotary."""
