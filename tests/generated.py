@@ -34,7 +34,7 @@ def mechanisms(dtype: Any) -> Iterator[tuple[str, Attention, bool]]:
     """Every alignment over given scores, every score with softmax; name, attention, whether scores are given."""
     model = Seq2Seq(5, 5, encoder_units=D // 2, decoder_units=D, positions=S, window=2, temperature=0.5, dtype=dtype)
     for name, make in ALIGNMENTS.items():
-        yield f"alignment {name}", Attention(Given(dtype=dtype), make(model)), True
+        yield f"alignment {name}", Attention(Given(dtype=dtype), make(model, D)), True
     for name, make in SCORES.items():
         yield f"score {name}", Attention(make(model, D)), False
     pasts = {"location": LocationSensitive, "coverage": Coverage, "fertility": partial(Coverage, fertility=2.0)}

@@ -5,7 +5,7 @@ two sizes, however many rows are real (`rows.real_rows_matmul` compiles many siz
 made of a part is still in the cache where it is read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -130,9 +130,11 @@ def _plain(function: Function, constants: Any, rows: Any, layout: _Layout) -> ja
 
 
 class _Way(NamedTuple):
-    """Of a pass. back: the structure of what goes back. reads: whether a constant is read, of each."""
+    """Of a pass. back: the structure of what goes back, shapes: of its leaves. reads: whether a constant is read, of
+    each."""
 
     back: Any
+    shapes: list[tuple[int, ...]]
     reads: list[bool]
 
 
@@ -146,7 +148,7 @@ class _Known(NamedTuple):
     collected: list[jax.Array | None]
 
     def of(self, n: Array, row: Array, size: int) -> list[jax.Array]:
-        """The n-th part's leaves."""
+        """The n-th part's leaves, each in the shape of whichever has its numbers."""
         collected = jax.tree.map(lambda leaf: leaf[n], self.collected)
         return combine(self.fixed, combine(_part(self.rows, row, size), collected))
 
@@ -154,16 +156,18 @@ class _Known(NamedTuple):
 def _forward(function: Function, constants: Any, rows: Any, layout: _Layout) -> tuple[jax.Array, Any]:
     rows = _together(rows, layout)
     results = blank(jax.eval_shape(function, constants, rows), rows)
-    ways, found, kept = [], [], list[jax.Array]()
+    ways, found = [], []
+    kept: list[jax.Array] | None = None
     for parts in _passes(layout):
         back: list[Any] = []
         program = trace(partial(_pulled, function, back), constants, _part(rows, 0, parts.size))
-        results, kept, known = _collected(program, parts, constants, rows, results, kept)
-        ways.append(_Way(back[0], program.reads[0]))
-        found.append(known)
+        results, kept, tell = _collected(program, parts, constants, rows, results, kept)
+        ways.append(_Way(back[0], [leaf.shape for leaf in program.results[1]], program.reads[0]))
+        found.append(tell)
     pull_back = partial(_backward, ways)
     # What is kept of each row is read as the last pass left it.
-    return _back(results, layout), Partial(pull_back, constants, partition(rows)[0], layout, [f(kept) for f in found])
+    known = [tell(kept or []) for tell in found]
+    return _back(results, layout), Partial(pull_back, constants, partition(rows)[0], layout, known)
 
 
 def _pulled(function: Function, back: list[Any], constants: Any, rows: Any) -> tuple[jax.Array, list[jax.Array]]:
@@ -176,12 +180,13 @@ def _pulled(function: Function, back: list[Any], constants: Any, rows: Any) -> t
 
 
 def _collected(
-    program: Program, parts: _Pass, constants: Any, rows: Any, results: Array, kept: list[jax.Array]
+    program: Program, parts: _Pass, constants: Any, rows: Any, results: Array, kept: list[jax.Array] | None
 ) -> tuple[Array, list[jax.Array], Callable[[list[jax.Array]], _Known]]:
     """The results with those of a pass's parts; and what their way back reads, given what all passes keep of each row.
 
-    kept: arrays [m, ...] of the passes before, which no two passes read in the same rows; given back with this pass's
-        rows written, and with others behind them for what they have no room for.
+    kept: arrays [m, ...] for what has as many rows as a part, None for the first pass, which makes them; given back
+        with this pass's rows written. Parts have no row in common, so that no two need the same place, whatever they
+        keep there.
     """
     (_, names), (_, needs), (_, likes) = program.got, program.needs, program.results
     given, read = (
@@ -190,18 +195,23 @@ def _collected(
     )
     varies = [not needed.isdisjoint(read) for needed in needs]
     places = {name: n for n, name in enumerate(names) if varies[n] and name not in read}  # each array once
-    held, wanted = _rooms({name: likes[place] for name, place in places.items()}, parts.size, kept, rows)
+    lead = {name: likes[place] for name, place in places.items() if likes[place].shape[:1] == (parts.size,)}
+    room = len(jax.tree.leaves(rows)[0])
+    wanted = (
+        [jax.ShapeDtypeStruct((room, *like.shape[1:]), like.dtype) for like in lead.values()] if kept is None else []
+    )
+    held = _places(lead, kept or wanted)
     others = [place for name, place in places.items() if name not in held]
 
     def body(n: Array, row: Array, carry: Any) -> Any:
         results, kept, arrays = carry
         new, leaves = program.run(constants, _part(rows, row, parts.size))
-        for name, room in held.items():
-            kept[room] = _written(kept[room], row, leaves[places[name]])
+        for name, number in held.items():
+            kept[number] = _written(kept[number], row, leaves[places[name]])
         return _written(results, row, new), kept, written(arrays, n, [leaves[place] for place in others])
 
-    more, empty = blank((wanted, stacked(parts.most, [likes[place] for place in others])), rows)
-    results, kept, arrays = parts.loop(body, (results, kept + more, empty))
+    new, empty = blank((wanted, stacked(parts.most, [likes[place] for place in others])), rows)
+    results, kept, arrays = parts.loop(body, (results, kept or new, empty))
     collected = dict(zip((name for name in places if name not in held), arrays, strict=True))
     made: list[Any] = [None] * len(names)
     if any(not (moves or name in given) for name, moves in zip(names, varies, strict=True)):
@@ -210,24 +220,20 @@ def _collected(
     fixed = [None if moves else given.get(name, leaf) for name, moves, leaf in zip(names, varies, made, strict=True)]
 
     def known(kept: list[jax.Array]) -> _Known:
-        of_rows = {**read, **{name: kept[room] for name, room in held.items()}}
+        of_rows = {**read, **{name: kept[number] for name, number in held.items()}}
         return _Known(fixed, list(map(of_rows.get, names)), list(map(collected.get, names)))
 
     return results, kept, known
 
 
-def _rooms(
-    likes: dict[int, Any], size: int, kept: list[jax.Array], rows: Any
-) -> tuple[dict[int, int], list[jax.ShapeDtypeStruct]]:
-    """By name, of what has a row for each of a part's, the kept array that has room for it; and those to be made."""
-    every, held = list[Any](kept), dict[int, int]()
+def _places(likes: dict[int, Any], arrays: Sequence[Any]) -> dict[int, int]:
+    """By name, which array has rows of its shape and dtype; another for each, and none for what no array is left."""
+    places: dict[int, int] = {}
     for name, like in likes.items():
-        if like.shape[:1] == (size,):
-            wanted = jax.ShapeDtypeStruct((len(jax.tree.leaves(rows)[0]), *like.shape[1:]), like.dtype)
-            alike = (n for n, array in enumerate(every) if (array.shape, array.dtype) == (wanted.shape, wanted.dtype))
-            held[name] = next((n for n in alike if n not in held.values()), len(every))
-            every += [wanted] if held[name] == len(every) else []
-    return held, every[len(kept) :]
+        alike = (n for n, array in enumerate(arrays) if (array.shape[1:], array.dtype) == (like.shape[1:], like.dtype))
+        if (place := next((n for n in alike if n not in places.values()), None)) is not None:
+            places[name] = place
+    return places
 
 
 def _backward(
@@ -243,7 +249,8 @@ def _backward(
 
         def body(n: Array, row: Array, carry: Any, parts: _Pass = parts, way: _Way = way, found: _Known = found) -> Any:
             sums, d_rows = carry
-            pull = jax.tree.unflatten(way.back, found.of(n, row, parts.size))
+            leaves = zip(found.of(n, row, parts.size), way.shapes, strict=True)
+            pull = jax.tree.unflatten(way.back, [leaf.reshape(shape) for leaf, shape in leaves])
             shares, added = pull(_part(gradient, row, parts.size))
             sums = [None if total is None else total + share for total, share in zip(sums, shares, strict=True)]
             return sums, _written(d_rows, row, added)

@@ -13,7 +13,7 @@ from attention_zoo.functional.hard import likeliest_location, sample_location
 from attention_zoo.functional.relaxed import gumbel_softmax, straight_through
 from attention_zoo.functional.sparse import cooled
 from attention_zoo.models.layers import STATELESS
-from attention_zoo.models.mechanisms import ALIGNMENTS, check_mechanism, mechanism
+from attention_zoo.models.mechanisms import ALIGNMENTS, check_mechanism, mechanism, scores_of
 from attention_zoo.modules.alignment import NOISE, Aligner
 from attention_zoo.modules.attention import Attention
 from attention_zoo.modules.memory import Memory
@@ -59,8 +59,10 @@ def _check(model: Any) -> None:
     given, made = model.annotation_width, _encoded_width(model)
     if given is not None and made is not None and given != made:
         raise ValueError(f"annotation_width is that of the encoder, {made}, or None; got {given}")
-    if "cosine" in (model.score, model.chunk_score) and _annotation_width(model) is None:
-        raise ValueError("score 'cosine' asks how wide annotations are: annotation_width, where no ConvEncoder says it")
+    for field, score in scores_of(model).items():
+        if score == "cosine" and _annotation_width(model) is None:
+            sentence = "asks how wide annotations are: annotation_width, where no ConvEncoder says it"
+            raise ValueError(f"{field} 'cosine' {sentence}")
 
 
 def _annotation_width(model: Any) -> int | None:
@@ -80,13 +82,13 @@ def check_width(model: Any, width: int) -> None:
     Raises:
         ValueError: they are wider or narrower than it needs.
     """
-    for score in (model.score, model.chunk_score):
+    for field, score in scores_of(model).items():
         if score in ("dot", "scaled_dot") and width != model.units:
             raise ValueError(
-                f"score {score!r} needs annotations as wide as the state: units is {model.units}, they are {width}"
+                f"{field} {score!r} needs annotations as wide as the state: units is {model.units}, they are {width}"
             )
         if score == "cosine" and width != _annotation_width(model):
-            raise ValueError(f"score 'cosine' needs annotations of width {_annotation_width(model)}; got {width}")
+            raise ValueError(f"{field} 'cosine' needs annotations of width {_annotation_width(model)}; got {width}")
 
 
 def look(

@@ -54,6 +54,11 @@ PASTS = ("none", "location", "coverage")
 COUNTS = ("score_units", "attention_units", "chunk", "kept", "filters", "filter_width", "positions", "annotation_width")
 
 
+def scores_of(model: Any) -> dict[str, str]:
+    """The names of the scores that are made, by field."""
+    return {"score": model.score} | ({"chunk_score": model.chunk_score} if model.alignment == "mocha" else {})
+
+
 def check_mechanism(model: Any) -> None:
     """Refuses a score, a past and their sizes that do not exist or do not fit together.
 

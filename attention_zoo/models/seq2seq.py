@@ -11,7 +11,7 @@ from attention_zoo.functional.alignment import Alignment
 from attention_zoo.functional.losses import projected_cross_entropy
 from attention_zoo.functional.masks import reach, within
 from attention_zoo.functional.recurrent import State
-from attention_zoo.models.mechanisms import ALIGNMENTS, check_mechanism, mechanism
+from attention_zoo.models.mechanisms import ALIGNMENTS, check_mechanism, mechanism, scores_of
 from attention_zoo.modules.decoder import READOUTS, DecoderState, RecurrentDecoder
 from attention_zoo.modules.dense import Dense
 from attention_zoo.modules.embedding import Embedding, OneHotEmbedding
@@ -268,10 +268,10 @@ def _check(model: Seq2Seq) -> None:
         )
     if not model.temperature > 0:
         raise ValueError(f"temperature is above zero; got {model.temperature}")
-    for score in (model.score, model.chunk_score):
+    for field, score in scores_of(model).items():
         if attends and score in ("dot", "scaled_dot") and width != model.decoder_units:
             sizes = f"{width} and {model.decoder_units}"
-            raise ValueError(f"score {score!r} needs annotations as wide as the decoder; got {sizes}")
+            raise ValueError(f"{field} {score!r} needs annotations as wide as the decoder; got {sizes}")
     if model.readout is not None and not (model.attention == "bahdanau" and model.readout in READOUTS["previous"]):
         allowed = ", ".join(READOUTS["previous"])
         raise ValueError(
@@ -280,7 +280,7 @@ def _check(model: Seq2Seq) -> None:
         )
     if model.attention == "bahdanau" and model.readout in (None, "deep") and model.decoder_units % 2:
         raise ValueError(
-            "attention 'bahdanau', with the readout 'deep' or None, takes the larger of pairs: decoder_units is even; "
+            "readout 'deep', the default with attention 'bahdanau', takes the larger of pairs: decoder_units is even; "
             f"got {model.decoder_units}"
         )
     if model.bridge == "copy" and (width, model.encoder_layers) != (model.decoder_units, model.decoder_layers):

@@ -201,3 +201,42 @@ def test_inside_other_transformations(transform):
     work = lambda *a: transform(partial(of_real_rows, feed))(*a)  # noqa: E731
     found = quick(partial(pulled, lambda function, *a: work(*a)))(constants, rows, real, by)
     close(found, quick(partial(pulled, of_all))(constants, rows, real, by), 1e-5)
+
+
+def reshaped_rows(constants, rows):
+    y = jnp.exp(rows["x"] * 0.1)
+    return (jnp.sin(y.reshape(-1, D, 1)) * y[:, :, None]).reshape(y.shape) @ constants["around"]
+
+
+def reshaped_constants(constants, rows):
+    """Going back reads the weights, and what they are as another shape."""
+    around = constants["around"]
+    turned = jnp.sin(jnp.einsum("ijk,nk->nij", around.reshape(O, 1, D), rows["x"]))
+    return turned.sum(2) * (rows["x"] @ around)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("function", [reshaped_rows, reshaped_constants])
+def test_what_goes_back_may_be_read_in_two_shapes(function):
+    constants, rows, by = problem()
+    real = jnp.asarray(DRAW.permutation(N) < 12)
+
+    def both(around, x):
+        answers = []
+        for work in (of_real_rows, of_all):
+            told = lambda around, x, work=work: work(function, {"around": around}, {"x": x}, real)  # noqa: E731
+            results, pull_back = jax.vjp(told, around, x)
+            answers.append((results, pull_back(by)))
+        return answers
+
+    close(*quick(both)(constants["around"], rows["x"]))
+
+
+def test_what_the_last_parts_alone_keep_is_kept_for_them_alone():
+    def function(_, rows):
+        if len(rows) == SIZES[0]:
+            return jnp.tanh(rows)
+        return jnp.tanh(rows[:, :, None] * jnp.arange(11.0)[None, None]).sum(2)
+
+    _, pull_back = jax.vjp(lambda x: of_real_rows(function, None, x, jnp.ones(N, bool)), jnp.ones((N, D)))
+    assert {leaf.shape for leaf in jax.tree.leaves(pull_back) if leaf.ndim > 3} == {(3, SIZES[1], D, 11)}

@@ -213,7 +213,10 @@ def test_default_parameters_are_where_they_were_and_drawn_as_they_were():
     [
         ({"score": "adittive"}, "score is one of additive, .*; got 'adittive'"),
         ({"chunk_score": "dto"}, "chunk_score is one of additive, .*; got 'dto'"),
-        ({"chunk_score": "cosine", "annotation_width": 5}, "score 'cosine' needs annotations of width 5; got 4"),
+        (
+            {"alignment": "mocha", "chunk_score": "cosine", "annotation_width": 5},
+            "chunk_score 'cosine' needs annotations of width 5; got 4",
+        ),
         ({"past": "all"}, "past is one of none, location, coverage; got 'all'"),
         ({"alignment": "local_p"}, "attention 'soft' goes with alignment softmax, .*, straight_through; got 'local_p'"),
         ({"attention": "hard", "alignment": "mocha"}, "attention 'hard' goes with alignment softmax, .*; got 'mocha'"),

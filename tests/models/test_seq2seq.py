@@ -135,8 +135,8 @@ def test_dropout_needs_a_key_differs_by_key_and_stays_out_of_evaluation():
         ({"score": "mlp"}, "score is one of additive, .*; got 'mlp'"),
         ({"chunk_score": "mlp"}, "chunk_score is one of additive, .*; got 'mlp'"),
         (
-            {"chunk_score": "dot", "decoder_units": 8},
-            "score 'dot' needs annotations as wide as the decoder; got 6 and 8",
+            {"alignment": "mocha", "chunk_score": "dot", "decoder_units": 8},
+            "chunk_score 'dot' needs annotations as wide as the decoder; got 6 and 8",
         ),
         ({"shared": True}, "shared embeddings need one vocabulary; got 13 and 11"),
         ({"readout": "wide"}, "readout is one of deep, state, both with attention 'bahdanau'.*; got 'wide'"),
