@@ -1,7 +1,6 @@
 """The heads of multi-head attention, side by side in one vector or apart: transposes that XLA:CPU is slow at.
 
-It takes [B, T, H, D] to [B, H, T, D] number by number; a head's slice of all vectors it copies in runs of D numbers, in
-a third of the time.
+It takes [B, T, H, D] to [B, H, T, D] number by number; a head's slice of all vectors it copies in runs of D numbers.
 """
 
 import jax
