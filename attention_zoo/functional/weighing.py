@@ -106,12 +106,15 @@ def _normalised_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[jax.
 
 
 def exponentials(scores: Array) -> tuple[jax.Array, jax.Array]:
-    """exp(scores - largest of the row), and the sum of each row, which is not 0 where all scores are hidden."""
+    """exp(scores - largest of the row), and the sum of each row, which is not 0 where all scores are hidden.
+
+    Not to be differentiated: its callers have gradients of their own.
+    """
     # Never -inf, also in a row of nothing else: its weights are exp(-inf) = 0, and so are those of all hidden scores.
-    lowest, fixed = jnp.finfo(scores.dtype).min, jax.lax.stop_gradient(scores)
-    largest = jax.lax.reduce(fixed, lowest, jax.lax.max, (scores.ndim - 1,))[..., None]
+    lowest = jnp.finfo(scores.dtype).min
+    largest = jax.lax.reduce(scores, lowest, jax.lax.max, (scores.ndim - 1,))[..., None]
     if scores.shape[-1] == 1:  # XLA takes a reduction of one number for a reshape, and forgets where it started
-        largest = jnp.maximum(fixed, lowest)
+        largest = jnp.maximum(scores, lowest)
     weights = jnp.exp(scores - largest)
     # One addition melts into the products; the largest itself is a 1, next to which it is lost.
     return weights, jnp.sum(weights, axis=-1, keepdims=True) + jnp.finfo(scores.dtype).tiny ** 0.5
