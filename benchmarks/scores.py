@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from rich.table import Table
 
 from attention_zoo.functional.additive_attention import additive_attention
 from attention_zoo.functional.attend import attend
+from attention_zoo.models import Seq2Seq
 from attention_zoo.models.mechanisms import mechanism
 from attention_zoo.modules import Additive, Attention
 from attention_zoo.modules.alignment import NOISE
@@ -66,23 +66,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "additive, coverage": {"score": "additive", "past": "coverage"},
     "additive, coverage over fertility": {"score": "additive", "past": "coverage", "fertility": 2.0},
 }
-_DEFAULTS = {
-    "score": "dot",
-    "alignment": "softmax",
-    "past": "none",
-    "score_units": None,
-    "filters": 10,
-    "filter_width": 11,
-    "fertility": 0.0,
-    "temperature": 0.5,
-    "kept": 3,
-    "window": 10,
-    "chunk": 3,
-    "chunk_score": "additive",
-    "score_bias": -1.0,
-    "score_gain": None,
-    "dtype": None,
-}
+_DEFAULTS = {"score": "dot", "temperature": 0.5}  # the others are those of `Seq2Seq`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,15 +179,16 @@ def _measure(name: str, direction: str, batch: int, base: tuple[int, int, int], 
 def _contestant(name: str, direction: str, batch: int, t: int, s: int, d: int) -> Contestant:
     normal = np.random.default_rng(0).normal
     queries, values, cotangent = (jnp.float32(normal(size=(batch, size, d))) for size in (t, s, t))
-    model = FUSED[name](d) if name in FUSED else _mechanism(MECHANISMS[name], s, d)
+    model = FUSED[name](d) if name in FUSED else Whole(mechanism(_model(name, s, d), d))
     shapes = jax.eval_shape(partial(model.init, deterministic=True), jax.random.key(0), queries, values)
     variables = jax.tree.map(lambda leaf: jnp.float32(normal(0, d**-0.5, leaf.shape)), shapes)
     work, key = (_infer, None) if direction == "forward" else (_train, jax.random.key(1, impl=KEYS))
     return Contestant(name, partial(work, model), (variables, queries, values, cotangent, key), finite)
 
 
-def _mechanism(fields: Mapping[str, Any], s: int, d: int) -> Whole:
-    return Whole(mechanism(SimpleNamespace(**_DEFAULTS | fields, positions=s, decoder_units=d), d))
+def _model(name: str, s: int, d: int) -> Seq2Seq:
+    """A model whose fields name the mechanism."""
+    return Seq2Seq(1, 1, positions=s, decoder_units=d, **_DEFAULTS | MECHANISMS[name])
 
 
 def _infer(model: nn.Module, variables: Any, queries: Any, values: Any, cotangent: Any, key: Any) -> Any:

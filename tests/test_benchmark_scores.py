@@ -20,10 +20,10 @@ def rows():
 
 
 def test_every_score_alignment_and_past_is_measured():
-    fields = [scores._DEFAULTS | fields for fields in scores.MECHANISMS.values()]
-    assert {one["score"] for one in fields} == set(SCORES)
-    assert {one["alignment"] for one in fields} == set(ALIGNMENTS)
-    assert {one["past"] for one in fields} == set(PASTS)
+    models = [scores._model(name, 7, 3) for name in scores.MECHANISMS]
+    assert {model.score for model in models} == set(SCORES)
+    assert {model.alignment for model in models} == set(ALIGNMENTS)
+    assert {model.past for model in models} == set(PASTS)
 
 
 @pytest.mark.parametrize("direction", ["forward", "forward+gradient"])

@@ -75,10 +75,11 @@ SEE: dict[str, Any] = {
 }
 
 # Raffel 2017, section 4 and D.3: Luong's model with two layers of 512 units, 17,000 and 7,700 words (as the paper
-# rounds them), dropout 0.3, an output layer with a bias, and monotonic attention with the additive score of eq. 16, r =
-# -2; the source is not reversed. That the new state asks, and that the decoder starts from the encoder's last states,
-# is Luong's, whose model the paper says to have changed in its attention alone; its own equations, eq. 17 among them,
-# write s_{i-1} and s_0 = 0 for every model.
+# rounds them), dropout 0.3, an output layer with a bias, and monotonic attention with the additive score of eq. 16,
+# r = -2; the source is not reversed.
+# Perhaps not as in the paper: here the new state asks, and the decoder starts from the encoder's last states, which is
+# Luong's, whose model it says to have changed in its attention alone; its equations, eq. 17 among them, write s_{i-1},
+# and its algorithms s_0 = 0, for every model.
 RAFFEL_TRANSLATION: dict[str, Any] = {
     **LUONG,
     "source_vocabulary": 17_000,
@@ -130,9 +131,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "see_2017_coverage_like": {**SEE, "past": "coverage"},
     "luong_2015": LUONG,
     **{f"luong_2015_{name}": {**LUONG, **fields} for name, fields in LUONG_VARIANTS.items()},
-    "raffel_2017_translation": RAFFEL_TRANSLATION,
+    "raffel_2017_translation_like": RAFFEL_TRANSLATION,
     # Eq. 17, the general score with g, which starts at 512^-1/2 (section 2.4), and r.
-    "raffel_2017_translation_general": {**RAFFEL_TRANSLATION, "score": "general", "score_gain": 512**-0.5},
+    "raffel_2017_translation_general_like": {**RAFFEL_TRANSLATION, "score": "general", "score_gain": 512**-0.5},
     # Raffel 2017, D.2 and algorithm 2, the model of Gigaword's headlines: 200,000 words in one embedding layer, 200
     # wide, a bidirectional encoder of 4 layers, LSTM and energy 256, r = -4; s_{i-1} asks, s_0 = 0, and the output
     # layer reads the decoder's state alone. (The paper's models of speech read frames, and skip or convolve them: not

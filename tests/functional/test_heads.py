@@ -49,6 +49,20 @@ def test_gradients_equal_finite_differences_and_map_over_examples(float64):
     np.testing.assert_array_equal(jax.vmap(partial(split_heads, heads=H))(VECTORS), split_heads(VECTORS, H))
 
 
+def test_slices_are_for_one_cpu_and_several_steps(request, monkeypatch):
+    if "transposes" in request.node.name:
+        pytest.skip("says itself which way")
+
+    def kinds(steps, devices):
+        monkeypatch.setattr(heads, "one_cpu", lambda: devices == 1)
+        work = lambda vectors: join_heads(split_heads(vectors, H))  # noqa: E731
+        return {equation.primitive.name for equation in jax.make_jaxpr(work)(jnp.ones((B, steps, H * D))).eqns}
+
+    assert "split" in kinds(T, 1) and "transpose" not in kinds(T, 1)
+    for found in (kinds(1, 1), kinds(T, 2)):
+        assert "transpose" in found and "split" not in found
+
+
 def test_what_makes_no_heads_is_refused():
     with pytest.raises(ValueError, match="vectors of 21 numbers do not make 4 heads of one width"):
         split_heads(VECTORS, 4)

@@ -99,15 +99,15 @@ def luong_2015_local_p_dot():
     return luong_2015(1000 * 1000 + 1000)
 
 
-def raffel_2017_translation(score=512 * (512 + 1) + 512 * 512 + 512 + 1):
+def raffel_2017_translation_like(score=512 * (512 + 1) + 512 * 512 + 512 + 1):
     """With the additive score and its g, or what another score learns instead."""
     n = 512
     decoder = lstm(2 * n, n) + lstm(n, n) + score + 1 + n * 2 * n  # r, W_c
     return 17_000 * n + 7_700 * n + 2 * lstm(n, n) + decoder + 7_700 * (n + 1)
 
 
-def raffel_2017_translation_general():
-    return raffel_2017_translation(512 * 512 + 1)  # W and g
+def raffel_2017_translation_general_like():
+    return raffel_2017_translation_like(512 * 512 + 1)  # W and g
 
 
 def raffel_2017_summarization():
@@ -161,8 +161,8 @@ LUONGS = (
 )
 COVERAGES = (tu_2016_linguistic, tu_2016_linguistic_fertility, see_2017_like, see_2017_coverage_like)
 WALKS = (
-    raffel_2017_translation,
-    raffel_2017_translation_general,
+    raffel_2017_translation_like,
+    raffel_2017_translation_general_like,
     raffel_2017_summarization,
     chiu_2018_summarization_like,
 )
@@ -190,7 +190,7 @@ ALIGNMENT_UNITS = {
     "tu_2016_linguistic": 1000,
     "chorowski_2015_like": 512,
     "see_2017_like": 512,
-    "raffel_2017_translation": 512,
+    "raffel_2017_translation_like": 512,
     "raffel_2017_summarization": 256,
     "chiu_2018_summarization_like": 1024,
 }
@@ -210,8 +210,8 @@ def test_location_filters_are_those_of_the_paper():
 
 # Where the learned r and, of a general score, g start; how many annotations a chunk has; dropout.
 WALKING = {
-    "raffel_2017_translation": (-2, None, None, 0.3),
-    "raffel_2017_translation_general": (-2, 1 / math.sqrt(512), None, 0.3),
+    "raffel_2017_translation_like": (-2, None, None, 0.3),
+    "raffel_2017_translation_general_like": (-2, 1 / math.sqrt(512), None, 0.3),
     "raffel_2017_summarization": (-4, None, None, 0),
     "chiu_2018_summarization_like": (0, None, 8, 0),
 }
@@ -232,7 +232,7 @@ ASKS_AFTER_READING = {
     "chorowski_2015_like": True,
     "see_2017_coverage_like": True,
     "luong_2015_local_p_general": True,
-    "raffel_2017_translation": True,
+    "raffel_2017_translation_like": True,
     "raffel_2017_summarization": False,
     "chiu_2018_summarization_like": False,
 }
@@ -259,7 +259,8 @@ def test_the_query_is_taken_as_in_the_paper(name):
 def test_variants_take_their_query_as_the_papers_other_models_do():
     for name, fields in PRESETS.items():
         akin = [other for other in ASKS_AFTER_READING if name.startswith(other[: other.index("_20") + 5])]
-        for other in [other for other in akin if name.startswith(other)] or akin:  # a paper may have two models
+        # A paper may have two models.
+        for other in [other for other in akin if name.startswith(other.removesuffix("_like"))] or akin:
             assert fields["attention"] == ("luong" if ASKS_AFTER_READING[other] else "bahdanau")
 
 
