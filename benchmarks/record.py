@@ -90,13 +90,20 @@ def machine() -> str:
 
 
 def processor_name(file: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name without trade marks and clock, from Linux or, where that does not tell, from Python."""
+    """The processor's name without trade marks and clock, from Linux or, where that does not tell, from Python.
+
+    A virtual machine may hide which of its maker's processors it has: then Linux's family and model stand behind, as
+    no two generations share them.
+    """
     try:
-        found = re.search(r"^model name\s*: (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+        told = dict(re.findall(r"^(.*?)\s*: (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE))
     except OSError:
-        found = None
-    name = found[1] if found else processor()
-    return " ".join(re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*", " ", name).split()) or "CPU"
+        told = {}
+    name = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|@.*", " ", told.get("model name") or processor())
+    name = " ".join(name.split()) or "CPU"
+    if re.search(r"\d", name) or not {"cpu family", "model"} <= told.keys():
+        return name
+    return f"{name} (family {told['cpu family']}, model {told['model']})"
 
 
 def commit(folder: Path = RESULTS) -> str | None:

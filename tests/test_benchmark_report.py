@@ -71,13 +71,15 @@ def test_a_damaged_result_is_one_sentence_and_stays(text, tmp_path, monkeypatch)
     [
         ("model name\t: Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz", "Intel Xeon E5-2686 v4"),
         ("model name\t: AMD EPYC Processor", "AMD EPYC"),
+        ("cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC Processor", "AMD EPYC (family 25, model 17)"),
+        ("cpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC 7B13", "AMD EPYC 7B13"),
     ],
 )
-def test_a_processors_name_has_no_trade_marks(line, name, tmp_path):
+def test_a_processors_name_has_no_trade_marks_and_tells_generations_apart(line, name, tmp_path):
     file = tmp_path / "cpuinfo"
-    file.write_text(f"processor\t: 0\n{line}\nflags\t: fpu\n")
+    file.write_text(f"processor\t: 0\n{line}\nflags\t: fpu\n\npower management:\n")
     assert record.processor_name(file) == name
-    assert record.slug("AMD EPYC 7B13, 2 cores") == "amd-epyc-7b13-2-cores"
+    assert record.slug("AMD EPYC (family 25, model 1), 2 cores") == "amd-epyc-family-25-model-1-2-cores"
 
 
 def test_the_pages_take_in_an_accelerator(tmp_path, monkeypatch):
