@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.arrays import apart
+from attention_zoo.functional.arrays import apart, stays_apart
+from attention_zoo.functional.gates import LSTM
 from attention_zoo.functional.loop import scan
 from attention_zoo.functional.masks import alive
 from attention_zoo.functional.products import project
@@ -59,13 +60,14 @@ def lstm_cell(inputs: Float[Array, "*b G"], recurrent: Float[Array, "*b G"], sta
         recurrent: `U h'`, [..., 4D].
         state: h' and c'.
     """
-    return _lstm(inputs + recurrent, state)
+    return _lstm(LSTM.function(inputs + recurrent), state)
 
 
 def _lstm(gates: Array, state: Any) -> LSTMState:
+    """The state after the gates i, f, g, o, which `gates.LSTM` made, [..., 4D]."""
     i, f, g, o = jnp.split(gates, 4, axis=-1)
-    memory = jax.nn.sigmoid(f) * state.memory + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(memory), memory)
+    memory = f * state.memory + i * g
+    return LSTMState(o * jnp.tanh(memory), memory)
 
 
 @checked
@@ -134,7 +136,7 @@ def advance(
 ) -> State:
     """The state after one step: `cell(x, h' U + c, s')`, see `recurrent_product`.
 
-    An LSTM knows only the sum of both, which is all that a loop then keeps (`products.product`).
+    An LSTM knows the sum of both, or its gates: that is all that a loop then keeps (`products.product`).
 
     Args:
         cell: `lstm_cell`, `gru_cell` or `gru_reset_before_cell`.
@@ -148,7 +150,10 @@ def advance(
         return cell(apart(projected), recurrent_product(projected, state.hidden, kernel, bias, real), state)
     if bias is not None:
         projected = projected + jnp.broadcast_to(bias.astype(projected.dtype), projected.shape)
-    return _lstm(project(state.hidden, kernel, plus=projected, real=real), state)
+    if stays_apart():
+        return _lstm(project(state.hidden, kernel, plus=projected, then=LSTM, real=real), state)
+    # Kept gates would be copied whole, step by step; of kept sums they are made again.
+    return _lstm(LSTM.function(project(state.hidden, kernel, plus=projected, real=real)), state)
 
 
 @checked

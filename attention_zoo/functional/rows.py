@@ -12,7 +12,8 @@ from attention_zoo.functional.arrays import apart, laid_out, one_cpu
 from attention_zoo.notation import Array, Bool, Float, checked
 
 LEAST = 2**25  # multiplications, for which gathering rows is worth its time
-WIDE = 2**21  # numbers in a kernel that is better read once, as it lies
+WIDE = 2**20  # numbers in a kernel that is better read once, as it lies
+MANY = 1024  # rows that are worth being laid out in another order
 # How many rows a product may take: so many sixteenths of all, in multiples of 8. Every size is compiled.
 SIXTEENTHS = (4, 8, 10, 11, 12, 13, 14, 15, 16)
 MULTIPLE = 8
@@ -117,9 +118,24 @@ def _by_both(rows: Array, kernel: Array, gradient: Array, real: Array) -> tuple[
 
     def of_first(size: int) -> tuple[jax.Array, jax.Array]:
         x, dy = (_take(array, packing.places[:size]) for array in (rows, gradient))
-        return _back(dy @ kernel.T, packing), x.T @ dy
+        return _back(dy @ kernel.T, packing), _by_kernel(x, dy)
 
-    return _switch(packing, of_first, lambda: (gradient @ kernel.T, rows.T @ gradient))
+    return _switch(packing, of_first, lambda: (gradient @ kernel.T, _by_kernel(rows, gradient)))
+
+
+def _by_kernel(rows: Array, gradient: Array) -> jax.Array:
+    """`x^T dy`, the gradient of `x W` by W; see `widens`."""
+    return (laid_out(rows.T) if widens(rows, gradient.shape[1]) else rows.T) @ gradient
+
+
+def widens(rows: Array, width: int) -> bool:
+    """Whether a product makes many rows much wider, on one CPU.
+
+    Its gradient by the kernel is then better formed from x^T as an array of its own: XLA:CPU has slower products for a
+    side whose rows are summed over.
+    """
+    number, size = rows.shape
+    return width >= 2 * size and large(number, size * width) and number >= MANY
 
 
 def _switch(packing: _Packing, of_first: Callable[[int], Any], of_all: Callable[[], Any]) -> Any:
