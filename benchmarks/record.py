@@ -82,7 +82,7 @@ def read_all(folder: Path | None = None) -> dict[str, Result]:
 
 
 def machine() -> str:
-    """The machine in words that tell it from others: "Intel Xeon, 2 cores", "NVIDIA H100 80GB HBM3"."""
+    """The machine in words that tell it from others: "Intel Xeon E5-2686 v4, 2 cores", "NVIDIA H100 80GB HBM3"."""
     words = device()
     if jax.default_backend() != "cpu":
         return words.removeprefix("1 x ")
@@ -92,8 +92,8 @@ def machine() -> str:
 def processor_name(file: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name without trade marks and clock, from Linux or, where that does not tell, from Python.
 
-    A virtual machine may hide which of its maker's processors it has: then Linux's family and model stand behind, as
-    no two generations share them.
+    A virtual machine may hide which of its maker's processors it has: then Linux's family and model stand behind, which
+    tell most generations apart.
     """
     try:
         told = dict(re.findall(r"^(.*?)\s*: (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE))

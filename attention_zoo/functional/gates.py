@@ -10,7 +10,8 @@ from attention_zoo.notation import Array
 def _activate(gates: Array) -> jax.Array:
     """`s(i), s(f), tanh(g), s(o)` of [..., 4D], by one tanh of all: `s(x) = (1 + tanh(x / 2)) / 2`.
 
-    XLA:CPU computes what is as small as one gate of a step on one core; four times as much it gives to two.
+    So a closed gate has the absolute error of an open one, and ends at 0 exactly. XLA:CPU gives what it writes to one
+    core below 512 KB, which one gate of a step rarely reaches.
     """
     scale = (1 + _between(gates)) / 2
     return (scale * jnp.tanh(scale * gates) + (1 - scale)).astype(gates.dtype)

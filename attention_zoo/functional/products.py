@@ -21,7 +21,7 @@ Operation = Callable[..., jax.Array]
 
 
 class Activation(NamedTuple):
-    """A function of single numbers, and its derivative by its result."""
+    """A function of each number in its place, of the same dtype, and its derivative by its result."""
 
     function: Callable[[jax.Array], jax.Array]
     slope: Callable[[jax.Array], jax.Array]

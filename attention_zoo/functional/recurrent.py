@@ -150,9 +150,9 @@ def advance(
         return cell(apart(projected), recurrent_product(projected, state.hidden, kernel, bias, real), state)
     if bias is not None:
         projected = projected + jnp.broadcast_to(bias.astype(projected.dtype), projected.shape)
-    if stays_apart():
+    # Of 16 bits they are too coarse for slopes; and where nothing stays apart, a CPU would copy all kept, step by step.
+    if stays_apart() and projected.dtype.itemsize > 2:
         return _lstm(project(state.hidden, kernel, plus=projected, then=LSTM, real=real), state)
-    # Kept gates would be copied whole, step by step; of kept sums they are made again.
     return _lstm(LSTM.function(project(state.hidden, kernel, plus=projected, real=real)), state)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attention_zoo.functional import recurrent
 from attention_zoo.functional.arrays import stays_apart
 from attention_zoo.functional.loop import scan
 from attention_zoo.functional.products import project
@@ -70,6 +71,33 @@ def test_an_lstm_keeps_its_gates_once(cell, state, arrays):
     assert found.count((T, B, gates)) == arrays
 
 
+@pytest.mark.usefixtures("float64")
+def test_an_lstm_that_keeps_its_gates_has_the_gradients_of_one_that_keeps_their_sums(monkeypatch):
+    kernel, by = draw(D, 4 * D), draw(T, B, D)
+
+    def total(kernel, start, xs):
+        outputs, state = recur(lstm_cell, xs, kernel, None, start, jnp.array([T, 3]))
+        return jnp.sum(outputs * by) + jnp.sum(state.memory**2)
+
+    found = []
+    for apart in (True, False):
+        monkeypatch.setattr(recurrent, "stays_apart", lambda apart=apart: apart)
+        found.append(jax.jit(lambda *a: jax.value_and_grad(total, (0, 1, 2))(*a))(kernel, START, XS))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), *found)
+
+
+def test_gates_of_16_bits_are_too_coarse_for_slopes():
+    """A forget gate of 6.5 is 1 in bfloat16, and s(6.5) (1 - s(6.5)) = 0.0015 is not 0."""
+
+    def remembered(gate):
+        gates = jnp.full((1, 1, 4 * D), gate, jnp.bfloat16)
+        start = LSTMState(*jnp.ones((2, 1, D), jnp.bfloat16))
+        return recur(lstm_cell, gates, jnp.zeros((D, 4 * D), jnp.bfloat16), None, start)[1].memory.sum()
+
+    slope = 1 / (2 + 2 * np.cosh(6.5))  # of the forget gate and of the input gate; that of g is below 1e-5
+    np.testing.assert_allclose(jax.grad(remembered)(6.5), 2 * D * slope, rtol=0.05)
+
+
 def loops_of(function, *arguments):
     return [one for one in jax.make_jaxpr(function)(*arguments).eqns if one.primitive.name == "scan"]
 
@@ -101,12 +129,21 @@ def loop_bodies(program: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("step", "constants", "start", "xs"),
-    [(step, CONSTANTS, START, XS), (apart_step, draw(D, D), draw(B, D), (draw(T, B, D), draw(T, B, D, seed=1)))],
+    ("run", "constants", "xs"),
+    [
+        (lambda constants, xs: scan(step, constants, START, xs), CONSTANTS, XS),
+        (
+            lambda kernel, xs: scan(apart_step, kernel, draw(B, D), xs),
+            draw(D, D),
+            (draw(T, B, D), draw(T, B, D, seed=1)),
+        ),
+        (lambda kernel, xs: recur(lstm_cell, xs, kernel, None, START), draw(D, 4 * D), XS),
+    ],
+    ids=["decoder", "apart", "lstm"],
 )
-def test_xla_copies_no_collected_array_in_a_step(step, constants, start, xs):
+def test_xla_copies_no_collected_array_in_a_step(run, constants, xs):
     def total(constants, xs):
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(scan(step, constants, start, xs)))
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(run(constants, xs)))
 
     program = jax.jit(jax.grad(total, (0, 1))).lower(constants, xs).compile().as_text()
     forward, backward = loop_bodies(program)

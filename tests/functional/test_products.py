@@ -29,19 +29,22 @@ def turned(function, *arguments):
     return str(jax.make_jaxpr(lambda *a: function(*a))(*arguments)).count("optimization_barrier")
 
 
+BOTH = pytest.mark.parametrize(("x", "kernel", "by"), [(X, W, BY), (BY, W.T, X)], ids=["narrow", "wide"])
+
+
 def gradient(x, kernel, by):
     return jax.vjp(lambda kernel: project(x, kernel), kernel)[1](by)[0]
 
 
-@pytest.mark.parametrize(("x", "kernel"), [(X, W), (BY, W.T)], ids=["narrow", "wide"])
-def test_value_and_gradients_forward_and_reverse(x, kernel):
+@BOTH
+def test_value_and_gradients_forward_and_reverse(x, kernel, by):
     works = lambda x, kernel: jnp.sin(project(x, kernel))  # noqa: E731
     np.testing.assert_allclose(works(x, kernel), jnp.sin(x @ kernel), rtol=1e-5, atol=1e-6)
     with jax.enable_x64():
         check_grads(works, (np.float64(x), np.float64(kernel)), order=2, modes=["fwd", "rev"])
 
 
-@pytest.mark.parametrize(("x", "kernel", "by"), [(X, W, BY), (BY, W.T, X)], ids=["narrow", "wide"])
+@BOTH
 def test_the_gradient_of_the_kernel_alone_is_computed_turned(x, kernel, by):
     assert turned(gradient, x, kernel, by) == 1
     assert turned(project, x, kernel) == 0
@@ -49,9 +52,8 @@ def test_the_gradient_of_the_kernel_alone_is_computed_turned(x, kernel, by):
 
 def test_no_product_of_a_widening_layer_sums_over_rows_of_its_left_side():
     """Those are XLA:CPU's slower ones."""
-    x, kernel, by = BY, W.T, X
-    texts = [jax.jit(lambda *a, f=f: f(*a)).lower(x, kernel, by).as_text() for f in (gradient, plain_gradient)]
-    assert ["contracting_dims = [0] x [0]" in text for text in texts] == [False, True]
+    texts = [jax.jit(lambda *a, f=f: f(*a)).lower(BY, W.T, X).compile().as_text() for f in (gradient, plain_gradient)]
+    assert ["lhs_contracting_dims={0}" in text for text in texts] == [False, True]
 
 
 def plain_gradient(x, kernel, by):
@@ -81,45 +83,49 @@ def test_nor_on_several_devices_and_off_the_cpu(monkeypatch, name, value):
     assert turned(gradient, X, W, BY) == turned(gradient, BY, W.T, X) == 0
 
 
-def test_under_vmap_of_rows_or_kernels():
-    kernels = jnp.stack([W, 2 * W])
-    for axes, kernel in (((0, None, 0), W), ((0, 0, 0), kernels)):
-        found = quick(jax.vmap(gradient, axes))(jnp.stack([X, X[::-1]]), kernel, jnp.stack([BY, -BY]))
-        np.testing.assert_allclose(found, [X.T @ BY, -X[::-1].T @ BY], rtol=1e-4, atol=1e-5)
+@BOTH
+def test_under_vmap_of_rows_or_kernels(x, kernel, by):
+    for axes, one in (((0, None, 0), kernel), ((0, 0, 0), jnp.stack([kernel, 2 * kernel]))):
+        found = quick(jax.vmap(gradient, axes))(jnp.stack([x, x[::-1]]), one, jnp.stack([by, -by]))
+        np.testing.assert_allclose(found, [x.T @ by, -x[::-1].T @ by], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtypes", [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")])
-def test_dtypes_are_those_of_the_plain_product(dtypes):
-    x, kernel = X.astype(dtypes[0]), W.astype(dtypes[1])
+@BOTH
+def test_dtypes_are_those_of_the_plain_product(x, kernel, by, dtypes):
+    x, kernel = x.astype(dtypes[0]), kernel.astype(dtypes[1])
     found, expected = project(x, kernel), x @ kernel
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(np.float32(found), np.float32(expected), rtol=2e-2, atol=2e-2)
-    by = BY.astype(found.dtype)
-    assert gradient(x, kernel, by).dtype == kernel.dtype
+    assert gradient(x, kernel, by.astype(found.dtype)).dtype == kernel.dtype
 
 
-def test_in_a_scan_it_is_that_of_all_steps_and_turned_once():
-    xs, bys = jnp.stack([X, 2 * X, 3 * X]), jnp.stack([BY, BY, -BY])
+@BOTH
+def test_in_a_scan_it_is_that_of_all_steps_and_turned_once(x, kernel, by):
+    xs, bys = jnp.stack([x, 2 * x, 3 * x]), jnp.stack([by, by, -by])
 
     def pulled(kernel):
         step = lambda kernel, carry, x: (carry, project(x, kernel))  # noqa: E731
         return jax.vjp(lambda kernel: scan(step, kernel, (), xs)[1], kernel)[1](bys)[0]
 
     shares = [x.T @ by for x, by in zip(xs, bys, strict=True)]
-    np.testing.assert_allclose(quick(pulled)(W), sum(shares), rtol=1e-4, atol=1e-4)
-    assert f"f32[{O},{I}] = optimization_barrier" in str(jax.make_jaxpr(pulled)(W))
+    np.testing.assert_allclose(quick(pulled)(kernel), sum(shares), rtol=1e-4, atol=1e-4)
+    # The gradient of a kernel that narrows, or the rows of all steps of one that widens.
+    behind = f"f32[{O},{I}]" if kernel is W else f"f32[{3 * x.size}]"
+    assert f"{behind} = optimization_barrier" in str(jax.make_jaxpr(pulled)(kernel))
 
 
 HYPOTENUSE = Activation(lambda y: jnp.sqrt(y * y + 1), lambda z: jnp.sqrt(z * z - 1) / z)  # of positive y
 
 
 @pytest.mark.usefixtures("float64")
-def test_what_is_taken_of_a_product_is_all_that_a_scan_keeps_of_it():
+@pytest.mark.parametrize("summed", [True, False])
+def test_what_is_taken_of_a_product_is_all_that_a_scan_keeps_of_it(summed):
     xs, plus, kernel = (jnp.asarray(DRAW.uniform(0.5, 1, shape)) for shape in ((3, N, I), (3, N, O), (I, O)))
 
-    def summed(loop, kernel, xs, plus):
+    def total(loop, kernel, xs, plus):
         def step(kernel, carry, now):
-            taken = project(now[0], kernel, plus=now[1], then=HYPOTENUSE)
+            taken = project(now[0], kernel, plus=now[1] if summed else None, then=HYPOTENUSE)
             return carry + jnp.sum(taken), taken
 
         carry, taken = loop(step, kernel, jnp.zeros(()), (xs, plus))
@@ -128,10 +134,11 @@ def test_what_is_taken_of_a_product_is_all_that_a_scan_keeps_of_it():
     def plain(step, kernel, carry, xs):
         return jax.lax.scan(partial(step, kernel), carry, xs)
 
-    found, expected = (quick(jax.grad(partial(summed, loop), (0, 1, 2))) for loop in (scan, plain))
+    found, expected = (quick(jax.grad(partial(total, loop), (0, 1, 2))) for loop in (scan, plain))
     some, others = found(kernel, xs, plus), expected(kernel, xs, plus)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), some, others)
-    check_grads(lambda *a: summed(scan, *a), (kernel, xs, plus), order=1, modes=["rev"])
+    _, pull_back = jax.eval_shape(partial(jax.vjp, partial(total, scan)), kernel, xs, plus)
+    assert [leaf.shape for leaf in jax.tree.leaves(pull_back)].count((3, N, O)) == 2  # that, and what sin keeps of it
 
 
 def test_a_bias_beside_what_is_taken_is_refused():
