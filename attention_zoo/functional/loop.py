@@ -13,7 +13,7 @@ prototypes measured).
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,23 +92,56 @@ def _forward(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> 
     def collected(before: Any, y: Any, outputs: Any) -> tuple[Any, Any]:
         return partition((thinned(before, known_before), y, thinned(outputs, known_outputs)))
 
+    given, _ = collected(carry, y, outputs)
+    (*_, before_names, x_names), (_, *names), (*_, needs) = forth.given, forth.got, forth.needs
+    once = _once(given, (before_names, *names))
+
     def body(before: Any, now: list[jax.Array]) -> Any:
         after, y, outputs = forth.run(constants, constants, before, jax.tree.unflatten(structure, now))
-        return after, collected(before, y, outputs)
+        arrays, rest = collected(before, y, outputs)
+        return after, (once.of(jax.tree.leaves(arrays)), rest)
 
-    given, _ = collected(carry, y, outputs)
     # Products may be written over what going back does not need.
-    (*_, names), (*_, needs) = forth.given, forth.needs
-    places = enumerate(zip(jax.tree.leaves(names), jax.tree.leaves(known_x), strict=True))
+    places = enumerate(zip(jax.tree.leaves(x_names), jax.tree.leaves(known_x), strict=True))
     done = [(place, name) for place, (name, kept) in places if not kept and stays_apart()]
     over: list[list[int]] = [[] for _ in jax.tree.leaves(given[:2])]
     for needed in jax.tree.leaves(thinned(needs, known_outputs)):
         over.append([place for place, name in done if name in needed])
-    final, arrays, rest = collect(body, carry, length, read, stacked(length, given), over, reverse=reverse)
-    befores, ys, products = combine(arrays, rest)
+    likes = stacked(length, once.of(jax.tree.leaves(given)))
+    final, arrays, rest = collect(body, carry, length, read, likes, once.of(over), reverse=reverse)
+    befores, ys, products = combine(once.all(arrays, length), rest)
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     pull_back = partial(_backward, length, reverse, tuple(uses), forth.reads[0], back, precision)
     return (final, ys), Partial(pull_back, constants, (befores, thinned(xs, known_x), products))
+
+
+class _Once(NamedTuple):
+    """A tree in which some leaves hold the numbers of others: likes, what its leaves look like, and for each the place
+    of the first one of its numbers."""
+
+    structure: Any
+    likes: list[Any]
+    firsts: list[int]
+
+    def of(self, leaves: Sequence[Any]) -> list[Any]:
+        """The first leaf of each numbers."""
+        return [leaf for place, leaf in enumerate(leaves) if self.firsts[place] == place]
+
+    def all(self, arrays: Sequence[jax.Array], length: int) -> Any:
+        """The tree, of these leaves, stacked."""
+        held = dict(zip(dict.fromkeys(self.firsts), arrays, strict=True))
+        pairs = zip(self.firsts, self.likes, strict=True)
+        return jax.tree.unflatten(self.structure, [held[first].reshape(length, *like.shape) for first, like in pairs])
+
+
+def _once(tree: Any, names: Any) -> _Once:
+    """Of a tree and the names of its leaves (of a `Program`), and of leaves that it does not have."""
+    likes, structure = jax.tree.flatten(tree)
+    had = jax.tree.map(
+        lambda leaf, name: None if leaf is None else name, tree, names, is_leaf=lambda leaf: leaf is None
+    )
+    had = jax.tree.leaves(had)
+    return _Once(structure, likes, [had.index(name) for name in had])
 
 
 def _taped(step: Step, uses: list[Use], direct: Any, constants: Any, carry: Any, x: Any) -> Any:
