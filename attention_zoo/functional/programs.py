@@ -45,7 +45,7 @@ def trace(function: Callable[..., Any], *arguments: Any) -> Program:
         if equation.effects:
             read |= needed
         if _keeps_order(equation):
-            (source,), (result,) = equation.invars, equation.outvars
+            source, result = equation.invars[0], equation.outvars[0]
             names[id(result)] = names.get(id(source), id(source))
     got = list(map(id, closed.jaxpr.outvars))
     needed_by = [needs.get(variable, frozenset()) for variable in got]
@@ -64,4 +64,6 @@ def trace(function: Callable[..., Any], *arguments: Any) -> Program:
 def _keeps_order(equation: Any) -> bool:
     """Whether its result is its argument in another shape, the numbers in the same order."""
     name = equation.primitive.name
+    if name == "broadcast_in_dim":  # of an array of the same size it has axes of 1 more
+        return bool(equation.invars[0].aval.size == equation.outvars[0].aval.size)
     return name == "squeeze" or (name == "reshape" and equation.params["dimensions"] is None)

@@ -63,6 +63,27 @@ def test_a_step_keeps_its_state_and_the_sum_of_its_products():
     assert found == sorted([(T, B, D), (T, B, D), (T, B, V), (T, B, 4 * D)])
 
 
+@pytest.mark.usefixtures("float64")
+def test_what_a_step_also_gives_is_kept_once():
+    """Its state, and a product in another shape, as a decoder's readout has them."""
+
+    def giving(kernel, carry, x):
+        known = project(carry, kernel)
+        return jnp.tanh(known + x), (carry, known[:, None], carry[None])
+
+    def total(loop, kernel, start, xs):
+        after, given = loop(giving, kernel, start, xs)
+        return after.sum() + sum(jnp.sum(jnp.sin(leaf * number)) for number, leaf in enumerate(given, start=1))
+
+    kernel, start, xs = 0.3 * draw(D, D), draw(B, D), draw(T, B, D)
+    forward, _ = loops_of(jax.grad(partial(total, scan)), kernel, start, xs)
+    assert [v.aval.shape for v in forward.outvars if v.aval.shape[0] == T] == [(T, B, D), (T, B, 1, D)]
+    values, expected = (
+        jax.value_and_grad(partial(total, loop), (0, 1, 2))(kernel, start, xs) for loop in (scan, plain)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), values, expected)
+
+
 @pytest.mark.parametrize(("cell", "state", "arrays"), [(lstm_cell, LSTMState, 1), (gru_cell, GRUState, 2)])
 def test_an_lstm_keeps_its_gates_once(cell, state, arrays):
     """A GRU keeps both products: its reset gate scales a part of one."""

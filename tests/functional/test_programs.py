@@ -41,18 +41,20 @@ def test_results_of_one_name_are_the_same_numbers():
         total = x + y
         return (
             x.reshape(3, 2),
+            x[:, None],
             total,
             total.reshape(6),
             total.T,
             jnp.ravel(total, order="F"),
             x + y,
             jnp.reshape(2.0, 1),
+            jnp.broadcast_to(x, (2, *x.shape)),
         )
 
     program = trace(function, ROWS, ROWS)
-    (x, _), (reshaped, total, flat, *others) = program.given, program.got
-    assert reshaped == x and flat == total
-    assert len({x, total, *others}) == 6  # in another order; computed twice; a number
+    (x, _), (reshaped, widened, total, flat, *others) = program.given, program.got
+    assert reshaped == widened == x and flat == total
+    assert len({x, total, *others}) == 7  # in another order; computed twice; a number; more numbers
 
 
 def test_results_need_what_they_are_computed_from():
