@@ -101,7 +101,7 @@ def _forward(step: Step, reverse: bool, constants: Any, carry: Any, xs: Any) -> 
         arrays, rest = collected(before, y, outputs)
         return after, (once.of(jax.tree.leaves(arrays)), rest)
 
-    # Products may be written over what going back does not need.
+    # Products may be written over what going back does not need; what the step also gives has an array of its own.
     places = enumerate(zip(jax.tree.leaves(x_names), jax.tree.leaves(known_x), strict=True))
     done = [(place, name) for place, (name, kept) in places if not kept and stays_apart()]
     over: list[list[int]] = [[] for _ in jax.tree.leaves(given[:2])]
@@ -124,7 +124,7 @@ class _Once(NamedTuple):
     firsts: list[int]
 
     def of(self, leaves: Sequence[Any]) -> list[Any]:
-        """The first leaf of each numbers."""
+        """Of leaves of the same numbers, the first."""
         return [leaf for place, leaf in enumerate(leaves) if self.firsts[place] == place]
 
     def all(self, arrays: Sequence[jax.Array], length: int) -> Any:
@@ -135,7 +135,7 @@ class _Once(NamedTuple):
 
 
 def _once(tree: Any, names: Any) -> _Once:
-    """Of a tree and the names of its leaves (of a `Program`), and of leaves that it does not have."""
+    """Of a tree and the names (of a `Program`) of its leaves, and of what stands where it has None."""
     likes, structure = jax.tree.flatten(tree)
     had = jax.tree.map(
         lambda leaf, name: None if leaf is None else name, tree, names, is_leaf=lambda leaf: leaf is None

@@ -65,11 +65,11 @@ def test_a_step_keeps_its_state_and_the_sum_of_its_products():
 
 @pytest.mark.usefixtures("float64")
 def test_what_a_step_also_gives_is_kept_once():
-    """Its state, and a product in another shape, as a decoder's readout has them."""
+    """Its state, and a product in another shape, as a decoder's readout has them; apart, x and what is turned."""
 
     def giving(kernel, carry, x):
         known = project(carry, kernel)
-        return jnp.tanh(known + x), (carry, known[:, None], carry[None])
+        return jnp.tanh(known + x), (carry, known[:, None], carry[None], x, known.T)
 
     def total(loop, kernel, start, xs):
         after, given = loop(giving, kernel, start, xs)
@@ -77,7 +77,8 @@ def test_what_a_step_also_gives_is_kept_once():
 
     kernel, start, xs = 0.3 * draw(D, D), draw(B, D), draw(T, B, D)
     forward, _ = loops_of(jax.grad(partial(total, scan)), kernel, start, xs)
-    assert [v.aval.shape for v in forward.outvars if v.aval.shape[0] == T] == [(T, B, D), (T, B, 1, D)]
+    held = [variable.aval.shape for variable in forward.outvars if variable.aval.shape[0] == T]
+    assert held == [(T, B, D), (T, B, 1, D), (T, B, D), (T, D, B)]
     values, expected = (
         jax.value_and_grad(partial(total, loop), (0, 1, 2))(kernel, start, xs) for loop in (scan, plain)
     )
@@ -107,8 +108,9 @@ def test_an_lstm_that_keeps_its_gates_has_the_gradients_of_one_that_keeps_their_
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), *found)
 
 
-def test_gates_of_16_bits_are_too_coarse_for_slopes():
+def test_gates_of_16_bits_are_too_coarse_for_slopes(monkeypatch):
     """A forget gate of 6.5 is 1 in bfloat16, and s(6.5) (1 - s(6.5)) = 0.0015 is not 0."""
+    monkeypatch.setattr(recurrent, "stays_apart", lambda: True)
 
     def remembered(gate):
         gates = jnp.full((1, 1, 4 * D), gate, jnp.bfloat16)
