@@ -76,8 +76,10 @@ def distorted(images: np.ndarray, ways: np.ndarray) -> np.ndarray:
     wide = size + 3
     around = np.pad(images, ((0, 0), (1, 2), (1, 2))).ravel()
     line = (2 * np.arange(size, dtype=np.float32) + 1) / size - 1
-    grid = np.stack([np.repeat(line, size), np.tile(line, size), np.ones(size * size, np.float32)])
-    places = (np.moveaxis(ways, 1, 0) @ grid + 1) * np.float32(size / 2) + np.float32(0.5)  # [2, n, size * size]
+    # Not by BLAS, whose last digits depend on how many images there are.
+    by_row, by_column, moved = (numbers[..., None] for numbers in ways.T)  # [2, n, 1] each
+    read = (by_row * line + moved)[..., None] + (by_column * line)[..., None, :]
+    places = (read.reshape(2, count, -1) + 1) * np.float32(size / 2) + np.float32(0.5)
     down, right = np.clip(places, 0, size + 1)  # in `around`
     top, left = down.astype(np.int32), right.astype(np.int32)
     down, right = down - top, right - left
