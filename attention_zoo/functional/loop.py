@@ -137,11 +137,9 @@ class _Once(NamedTuple):
 def _once(tree: Any, names: Any) -> _Once:
     """Of a tree and the names (of a `Program`) of its leaves, and of what stands where it has None."""
     likes, structure = jax.tree.flatten(tree)
-    had = jax.tree.map(
-        lambda leaf, name: None if leaf is None else name, tree, names, is_leaf=lambda leaf: leaf is None
-    )
-    had = jax.tree.leaves(had)
-    return _Once(structure, likes, [had.index(name) for name in had])
+    absent = lambda leaf: leaf is None  # noqa: E731
+    told = jax.tree.leaves(jax.tree.map(lambda leaf, name: None if absent(leaf) else name, tree, names, is_leaf=absent))
+    return _Once(structure, likes, [told.index(name) for name in told])
 
 
 def _taped(step: Step, uses: list[Use], direct: Any, constants: Any, carry: Any, x: Any) -> Any:
