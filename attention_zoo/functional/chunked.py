@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.arrays import blank, laid_out
-from attention_zoo.functional.blocks import FORWARD, blocks, few, loops
+from attention_zoo.functional.arrays import blank, laid_out, stays_apart
+from attention_zoo.functional.blocks import FORWARD, at_once, blocks, few, loops
 from attention_zoo.functional.tiles import (
     Call,
     Laid,
@@ -40,14 +40,11 @@ from attention_zoo.functional.weighing import (
 from attention_zoo.notation import Array
 
 Corner = tuple[Array, Array]
-_CHUNK = 256  # queries at a time
-_CHUNK_OF_CPU = 512  # on a CPU, where all keys are seen: smaller ones leave out more of a causal mask or a window
 
 
 def attention(call: Call, chunk: int | None = None) -> jax.Array:
     """Context [B, G, R, T, V], `chunk` queries at a time."""
-    bounded = call.settings.left is not None or call.settings.right is not None
-    chunk = chunk or (_CHUNK if bounded or jax.default_backend() != "cpu" else _CHUNK_OF_CPU)
+    chunk = chunk or at_once(call)
     if call.queries.dtype == jnp.float16:  # its exponents are too few for gradients that are divided by sums
         wide = {name: getattr(call, name).astype(jnp.float32) for name in ("queries", "keys", "values")}
         return attention(call._replace(**wide), chunk).astype(jnp.float16)
@@ -86,6 +83,8 @@ def _cut(call: Call, known: Seen, number: Array, size: tuple[int, int]) -> tuple
 
 def _forward(settings: Settings, *arguments: Any) -> Any:
     call, known = Call(settings, *arguments[:-1]), arguments[-1]
+    if stays_apart():
+        call = call._replace(queries=laid_out(call.queries))
     numbers, size = blocks(call, few() if settings.dropout else FORWARD)
 
     def block(context: Array, number: Array) -> Any:

@@ -39,13 +39,26 @@ def seen(call: Call) -> Seen:
     if laid.query_segments is not None and laid.key_segments is not None:
         queries, keys = [*queries, laid.query_segments != 0], [*keys, laid.key_segments[:, :, 0, 0, :, None] != 0]
     standing, places = everywhere(call)  # distances are compared, as a bound may be too large to be added to
-    if settings.left is not None:
-        queries.append((standing - (call.keys.shape[2] - 1) <= settings.left)[None, None, None, :, None])
+    last_key, (always_left, always_right) = call.keys.shape[2] - 1, _always(call)
+    if settings.left is not None and not always_left:
+        queries.append((standing - last_key <= settings.left)[None, None, None, :, None])
         keys += [(places - standing[0] >= -settings.left)[None, None, :, None]] if standing.size else []
-    if settings.right is not None:
+    if settings.right is not None and not always_right:
         queries.append((standing >= -settings.right)[None, None, None, :, None])
         keys += [(places - standing[-1] <= settings.right)[None, None, :, None]] if standing.size else []
     return Seen(queries, keys)
+
+
+def _always(call: Call) -> tuple[bool, bool]:
+    """Whether no query and no key is out of everyone's sight by the left bound, and by the right one, for all we know.
+
+    So it is where as many queries as keys begin together: then nothing has to be cleared.
+    """
+    left, right, first = call.settings.left, call.settings.right, call.settings.offset
+    if first is None:
+        return False, False
+    ahead = first + call.queries.shape[3] - call.keys.shape[2]  # of the last key the last query
+    return left is not None and max(first, ahead) <= left, right is not None and min(first, ahead) >= -right
 
 
 def cleared(call: Call, seen: Seen) -> Call:

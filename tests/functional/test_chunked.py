@@ -262,38 +262,3 @@ def test_temporaries_grow_linearly(arguments):
     short, long = (compiled_gradient(size, **arguments).memory_analysis().temp_size_in_bytes for size in (512, 2048))
     assert long < 6 * short  # linear is 4, quadratic 16
     assert long < 2 * 2048 * 2048 * 4  # one [H, T, S] matrix
-
-
-def test_a_band_and_half_a_square_are_less_work():
-    def products(**arguments):
-        """Multiplications in the loops of the forward pass, from its jaxpr."""
-        arrays = [jnp.zeros((1, 2, 1024, 8))] * 3
-        run = partial(dot_product_attention, implementation="chunked", chunk=64, **arguments)
-        return _multiplications(jax.make_jaxpr(run)(*arrays).jaxpr)
-
-    whole = products()
-    assert whole == 2 * 2 * 1024 * 1024 * 8
-    assert products(causal=True) == whole * 9 / 16
-    assert products(window=(20, 44)) == whole * 128 / 1024
-
-
-def _multiplications(jaxpr) -> int:
-    total = 0
-    for line in jaxpr.eqns:
-        if line.primitive.name == "dot_general":
-            (contracted, _), _ = line.params["dimension_numbers"]
-            total += line.outvars[0].aval.size * line.invars[0].aval.shape[contracted[0]]
-        inner = [value for value in line.params.values() if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
-        for value in inner:
-            total += line.params.get("length", 1) * _multiplications(getattr(value, "jaxpr", value))
-    return total
-
-
-def test_a_core_works_on_what_fills_its_cache(monkeypatch, tmp_path):
-    for text, share in (("512K\n", 2**17), ("2048K\n", 2**19), ("much", 2**17), (None, 2**17)):
-        file = tmp_path / "size"
-        file.unlink(missing_ok=True)
-        if text is not None:
-            file.write_text(text, encoding="utf-8")
-        monkeypatch.setattr(blocks, "_CACHE", file)
-        assert blocks._share.__wrapped__() == share

@@ -37,8 +37,7 @@ SOURCE_SIGHT, TARGET_SIGHT = (
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three queries at a time: chunks begin and end inside sequences."""
-    monkeypatch.setattr(chunked, "_CHUNK", 3)
-    monkeypatch.setattr(chunked, "_CHUNK_OF_CPU", 3)
+    monkeypatch.setattr(chunked, "at_once", lambda call: 3)
 
 
 def influence(model, inputs, options, embeddings):
