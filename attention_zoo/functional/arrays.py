@@ -1,12 +1,12 @@
 """Arrays for loops to write, and trees taken apart by what has a gradient."""
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from attention_zoo.notation import Array
 
@@ -14,16 +14,13 @@ from attention_zoo.notation import Array
 def blank(tree: Any, source: Any) -> Any:
     """Arrays of the tree's shapes and dtypes for a loop to write, which has to write all of them.
 
-    Of some number of the source each, instead of zeros: so none is made before the source is, nor shared with another
-    loop, for which XLA would copy it.
+    Of a number of the source, to which every array adds its place in the tree, instead of zeros: so none is made before
+    the source is, nor one for several, which XLA would copy for each.
     """
-    numbers = next((leaf for leaf in jax.tree.leaves(source) if differentiable(leaf) and leaf.size), None)
-    numbers = None if numbers is None else later(numbers, source)
+    numbers = next((leaf for leaf in jax.tree.leaves(source) if differentiable(leaf) and 0 not in leaf.shape), None)
+    number = 0 if numbers is None else later(numbers, source)[(0,) * numbers.ndim].real
     leaves, structure = jax.tree.flatten(tree)
-    full = []
-    for n, leaf in enumerate(leaves):
-        number = 0 if numbers is None else numbers[np.unravel_index(n % numbers.size, numbers.shape)].real
-        full.append(jnp.full(leaf.shape, number, leaf.dtype))
+    full = [jnp.full(leaf.shape, number + place, leaf.dtype) for place, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, full)
 
 
@@ -126,6 +123,11 @@ def stays_apart() -> bool:
     overwritten what it is computed from: so it copies that first, whole and in every step.
     """
     return jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 11)
+
+
+def cores() -> int:
+    """Those of the CPU, where the system tells it those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def one_cpu() -> bool:

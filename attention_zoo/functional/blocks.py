@@ -1,6 +1,5 @@
 """How much of `chunked` attention is worked on at a time: chunks of queries, loops over them, blocks of heads."""
 
-import os
 import re
 from functools import cache
 from pathlib import Path
@@ -9,21 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attention_zoo.functional.arrays import cores
 from attention_zoo.functional.tiles import Call
 
 _CHUNK = 256  # queries at a time
-# On a CPU less, where they all see but a window: their keys are the fewer. More, where every query sees all keys.
+# On a CPU less of them, where each sees only a window: fewer keys are computed that none of them sees. More, where all
+# keys are computed for all.
 _CHUNK_OF_WINDOW, _CHUNK_OF_ALL = 64, 512
-_LEAST_CHUNK = 160  # where a chunk sees the keys up to its own place, of which four leave out the most
+_THIN = 160  # queries, for which leaving out keys that come later is not worth two chunks of thinner products
 # Scores of a block going forward: XLA:CPU keeps few of them at a time, but wants many rows to share out.
 FORWARD = 2**21
-_ALONE = 2**19  # scores of a head of keys that a core may have to itself, though they leave its second-level cache
+_ALONE = 2**19  # scores of a head in a chunk that a core does by itself, even where they leave its own cache
 _LOOPS = 8  # causal: each loop leaves out the keys that none of its chunks may see; 8 loops do 9/16 of the work
 _CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # of a core's second level, as Linux tells it: "2048K"
 
 
 def at_once(call: Call) -> int:
-    """Queries of a chunk."""
+    """The most queries of a chunk."""
     settings = call.settings
     if jax.default_backend() != "cpu":
         return _CHUNK
@@ -31,17 +32,18 @@ def at_once(call: Call) -> int:
         return _CHUNK_OF_WINDOW
     if settings.right is None or settings.offset is None:  # as in `loops`
         return _CHUNK_OF_ALL
-    return min(_CHUNK, max(_LEAST_CHUNK, call.queries.shape[3] // 4))
+    return min(_CHUNK, max(_THIN, -(-call.keys.shape[2] // 4)))
 
 
 def blocks(call: Call, scores: int) -> tuple[jax.Array, tuple[int, int]]:
     """Numbers of the blocks, and the examples and heads of keys of each: on a CPU about so many scores, else all.
 
-    There no core shares its products with another, where a head of keys is small enough for one of them.
+    There small heads are as many as cores, where that divides them: a product that two cores share takes longer.
     """
     examples, heads, size, _ = call.keys.shape
-    own = call.queries.shape[2] * call.settings.rows * size
-    fitting = max(_cores() if own <= _ALONE else 1, scores // own)
+    rows = call.queries.shape[2] * call.settings.rows
+    tile = rows * max(columns for *_, columns in loops(call))
+    fitting = max(cores() if tile <= _ALONE else 1, scores // (rows * size))
     if jax.default_backend() != "cpu":
         fitting = examples * heads
     if call.settings.bias is not None:  # the function makes those of all heads
@@ -52,11 +54,7 @@ def blocks(call: Call, scores: int) -> tuple[jax.Array, tuple[int, int]]:
 
 def few() -> int:
     """Scores that fit the caches of all cores."""
-    return _cores() * _share()
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
+    return cores() * _share()
 
 
 @cache

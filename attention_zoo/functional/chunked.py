@@ -83,7 +83,7 @@ def _cut(call: Call, known: Seen, number: Array, size: tuple[int, int]) -> tuple
 
 def _forward(settings: Settings, *arguments: Any) -> Any:
     call, known = Call(settings, *arguments[:-1]), arguments[-1]
-    if stays_apart():
+    if stays_apart():  # or it copies them whole, as the gradient below; without barriers that last it does so anyway
         call = call._replace(queries=laid_out(call.queries))
     numbers, size = blocks(call, few() if settings.dropout else FORWARD)
 

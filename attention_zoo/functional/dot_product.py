@@ -75,7 +75,7 @@ def dot_product_attention(
             1 - dropout. Other implementations, chunks and machines draw other weights.
         implementation: "plain" builds [..., H, T, S]; "chunked" never does (`chunked.py`); "cudnn" is
             jax.nn.dot_product_attention's, "tokamax" the package's. By default what `choose` says.
-        chunk: queries at a time, for "chunked".
+        chunk: the most queries at a time, for "chunked"; by default what suits the backend, the bounds and the sizes.
 
     Returns:
         context [..., H, T, V]; zeros where a query may attend to nothing.
@@ -190,6 +190,7 @@ def _call(
     right = 0 if causal else right
     scale = width**-0.5 if scale is None else scale
     static = None if isinstance(offset, jax.Array) else int(offset)
+    left, right = _needed(left, right, static, size, keys.shape[-2])
     settings = Settings(scale, soft_cap, left, right, static, dropout)
     loose = Loose(offset if static is None else None, key=key)
     lengths = None if lengths is None else jnp.asarray(lengths).reshape(-1)
@@ -209,6 +210,15 @@ def _call(
     queries = queries.reshape(prod(lead), *split, size, width)
     keys, values = (array.reshape(prod(lead), *array.shape[-3:]) for array in (keys, values))
     return Call(settings, queries, keys, values, laid, loose, lengths)
+
+
+def _needed(left: int | None, right: int | None, first: int | None, queries: Any, keys: Any) -> Any:
+    """The bounds, without those that are known to hide no key from any query: they would only cost."""
+    if first is None or not isinstance(queries, int) or not isinstance(keys, int):
+        return left, right
+    free_left = left is not None and first + queries - 1 <= left
+    free_right = right is not None and keys - 1 - first <= right
+    return None if free_left else left, None if free_right else right
 
 
 def _check(queries: Array, keys: Array, values: Array, window: Any, soft_cap: Any, dropout: float, key: Any) -> None:

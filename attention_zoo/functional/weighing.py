@@ -31,7 +31,10 @@ def whole(call: Call) -> jax.Array:
 
 
 def seen(call: Call) -> Seen:
-    """What is known of them without looking at every pair of numbers or at several rules together."""
+    """What is known of them without looking at every pair of numbers or at several rules together.
+
+    Rules of bounds that are known to hold for all of them are left out.
+    """
     laid, settings = call.laid, call.settings
     masks = [mask for mask in (laid.mask, laid.real) if mask is not None]
     queries = [jnp.any(mask, axis=4, keepdims=True) for mask in masks]
@@ -50,14 +53,15 @@ def seen(call: Call) -> Seen:
 
 
 def _always(call: Call) -> tuple[bool, bool]:
-    """Whether no query and no key is out of everyone's sight by the left bound, and by the right one, for all we know.
+    """Whether the left bound, and the right one, leaves every query a key and every key a query, for all that is known.
 
-    So it is where as many queries as keys begin together: then nothing has to be cleared.
+    So it is where as many queries as keys begin together.
     """
     left, right, first = call.settings.left, call.settings.right, call.settings.offset
-    if first is None:
+    queries, keys = call.queries.shape[3], call.keys.shape[2]
+    if first is None or not isinstance(queries, int) or not isinstance(keys, int):
         return False, False
-    ahead = first + call.queries.shape[3] - call.keys.shape[2]  # of the last key the last query
+    ahead = first + queries - keys  # how far the last query stands ahead of the last key
     return left is not None and max(first, ahead) <= left, right is not None and min(first, ahead) >= -right
 
 

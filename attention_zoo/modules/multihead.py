@@ -235,17 +235,17 @@ def _mask(where: dict[str, Any], queries: int, keys: int) -> jax.Array | None:
     return combine(where["mask"], real, apart, future, band)
 
 
-def append(cache: Heads, new: Heads, start: Int[Array, "B"]) -> Heads:
-    """A cache [B, G, S, D] with new keys and values [B, G, T, D] written from position `start` on, row by row.
+def append(cache: Heads, new: Heads, positions: Int[Array, "B T"]) -> Heads:
+    """A cache [B, G, S, D] with new keys and values [B, G, T, D] written at their positions, row by row.
 
-    What does not fit into the S positions is left out, so that padding at the end of a prompt spoils nothing.
+    A row's positions are distinct and at least 0. What does not fit into the S positions is left out, so that padding
+    at the end of a prompt spoils nothing.
     """
 
-    def one(buffer: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
-        places = start + jnp.arange(rows.shape[1])
-        return buffer.at[:, places].set(rows.astype(buffer.dtype), mode="drop", unique_indices=True)
+    def one(buffer: jax.Array, rows: jax.Array, positions: jax.Array) -> jax.Array:
+        return buffer.at[:, positions].set(rows.astype(buffer.dtype), mode="drop", unique_indices=True)
 
-    return Heads(*(jax.vmap(one)(buffer, rows, start) for buffer, rows in zip(cache, new, strict=True)))
+    return Heads(*(jax.vmap(one)(buffer, rows, positions) for buffer, rows in zip(cache, new, strict=True)))
 
 
 def _check(module: MultiHeadAttention) -> None:

@@ -147,7 +147,7 @@ class TransformerBlock(nn.Module):
             new = self.own.remember(x, sight.positions)
             if cache is not None:
                 assert sight.positions is not None
-                new = cache = append(cache, new, sight.positions[:, 0])
+                new = cache = append(cache, new, sight.positions)
             options: Any = {"causal": self.causal, "cached": cache is not None, "asked": asked}
             context, seen["own"] = self.own(x, new, sight, deterministic=deterministic, **options)
             return context

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 import attention_zoo
+from attention_zoo.functional.arrays import cores
 from attention_zoo.training.errors import UserError
 
 _IMPORTED = time.monotonic()
@@ -43,10 +44,9 @@ def make_writable(workdir: Path) -> None:
 def device() -> str:
     """The devices in words, such as "8 x TPU v4" or "1 x cpu (2 cores)"."""
     kinds = [found.device_kind for found in jax.devices()]
-    # Those that this process may use, where the system tells.
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = f" ({count} core{'s' * (count != 1)})" if jax.default_backend() == "cpu" else ""
-    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)) + cores
+    count = cores()
+    of_cores = f" ({count} core{'s' * (count != 1)})" if jax.default_backend() == "cpu" else ""
+    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)) + of_cores
 
 
 def versions() -> dict[str, str]:

@@ -1,16 +1,13 @@
-"""What attention in chunks works on at a time: chunks, blocks, and what needs no clearing; and that it is less work."""
+"""What attention in chunks works on at a time, and that leaving out what nobody sees is less work."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import pytest
 
 from attention_zoo.functional import blocks
 from attention_zoo.functional.dot_product import dot_product_attention
 from attention_zoo.functional.tiles import Call, Laid, Loose, Settings
-from attention_zoo.functional.weighing import seen
 
 
 def call(queries: int, keys: int, examples: int = 1, heads: int = 1, shared: int = 1, **settings) -> Call:
@@ -20,55 +17,39 @@ def call(queries: int, keys: int, examples: int = 1, heads: int = 1, shared: int
     return Call(Settings(1.0, None, **settings), *map(jnp.zeros, shapes), Laid(), Loose(offset=jnp.array(0)))
 
 
-@pytest.mark.parametrize(
-    ("expected", "settings"),
-    [
-        ((5, 512, 512), {"right": None}),
-        ((5, 512, 512), {"right": None, "left": 3}),  # whoever comes after is seen
-        ((5, 512, 512), {"offset": None}),
-        ((5, 160, 256), {}),
-        ((5, 64, 64), {"left": 3}),
-        ((5, 64, 64), {"left": 3, "offset": None}),
-    ],
-)
-def test_queries_of_a_chunk_on_a_cpu(expected, settings):
-    """Few queries see but a window, many see all; of a causal mask a chunk has a quarter, within bounds."""
-    chunks = [blocks.at_once(call(size, size, **settings)) for size in (5, 641, 4096)]
-    assert tuple(min(size, chunk) for size, chunk in zip((5, 641, 4096), chunks, strict=True)) == expected
-    if expected[1:] == (160, 256):
-        assert blocks.at_once(call(900, 900)) == 225
+def chunks(sizes, **settings) -> list[int]:
+    """Queries of a chunk, for sequences of these sizes."""
+    return [blocks.at_once(call(size, size, **settings)) for size in sizes]
+
+
+def test_queries_of_a_chunk(monkeypatch):
+    sizes = 5, 641, 901, 4096
+    assert chunks(sizes) == [160, 161, 226, 256]  # of a causal mask a quarter of the keys, within bounds
+    assert chunks(sizes, right=None) == chunks(sizes, offset=None) == [512] * 4  # all keys are computed for all
+    assert chunks(sizes, left=3) == chunks(sizes, left=3, offset=None) == [64] * 4  # a window
+    assert blocks.at_once(call(200, 9999, offset=9799)) == 256
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert chunks(sizes) == chunks(sizes, left=3) == [256] * 4
 
 
 def test_a_block_has_a_head_for_every_core_where_they_are_small(monkeypatch):
-    monkeypatch.setattr(blocks, "_cores", lambda: 3)
+    monkeypatch.setattr(blocks, "cores", lambda: 3)
 
-    def sizes(size, heads, scores, **options):
-        numbers, block = blocks.blocks(call(size, size, heads=heads, **options), scores)
-        assert len(numbers) * block[0] * block[1] == heads * options.get("examples", 1)
-        return block
+    def block(size, heads, scores, **options):
+        numbers, found = blocks.blocks(call(size, size, heads=heads, **options), scores)
+        assert len(numbers) * found[0] * found[1] == heads * options.get("examples", 1)
+        return found
 
-    assert sizes(512, 12, 1) == (1, 3)
-    assert sizes(512, 12, 6 * 512 * 512) == (1, 6)
-    assert sizes(512, 2, 1, examples=5) == (1, 2)
-    assert sizes(512, 1, 1, examples=9) == (3, 1)
-    assert sizes(1024, 12, 1) == (1, 1)  # 2^20 scores
-    assert sizes(512, 12, 1, shared=4) == (1, 1)
-
-
-@pytest.mark.parametrize("queries", [1, 3, 5])
-@pytest.mark.parametrize("keys", [1, 4, 5])
-def test_nothing_is_cleared_that_everybody_sees(queries, keys):
-    """The rule against every pair of a query and a key."""
-    for offset in range(-6, 7):
-        for left, right in ((None, 0), (2, None), (2, 0), (0, 1), (4, 4)):
-            one = call(queries, keys, left=left, right=right, offset=offset)
-            distances = np.arange(keys)[None] - np.arange(queries)[:, None] - offset
-            bounds = [distances >= -left] if left is not None else []
-            bounds += [distances <= right] if right is not None else []
-            rules = seen(one)
-            told = len(rules.queries) + len(rules.keys)
-            assert told == 2 * sum(not (bound.any(0).all() and bound.any(1).all()) for bound in bounds)
-    assert seen(call(4, 4, offset=None)).keys
+    assert block(512, 12, 1) == (1, 3)
+    assert block(512, 12, 6 * 512 * 512) == (1, 6)
+    assert block(512, 2, 1, examples=5) == (1, 2)
+    assert block(512, 1, 1, examples=9) == (3, 1)
+    assert block(512, 7, 1) == (1, 1)  # which three does not divide
+    assert block(1024, 12, 1) == (1, 1)  # 2^20 scores
+    assert block(512, 12, 1, shared=4) == (1, 1)
+    assert block(2**14, 12, 1, rows=64, left=512) == (1, 3)  # of which each chunk computes 576 columns
+    assert block(2**14, 12, 1, rows=64, right=None) == (1, 1)
+    assert block(1024, 12, 1, bias=lambda *_: None) == (1, 12)
 
 
 def test_a_band_and_half_a_square_are_less_work():

@@ -76,6 +76,7 @@ whole = cache(lambda case: value_and_gradients(CASES[case], "plain"))
 def test_equals_the_whole(case, together, float64, monkeypatch):
     monkeypatch.setattr(blocks, "_LOOPS", 2)  # two chunks each; fewer loops compile faster
     if not together:  # an example at a time going forward, one head of keys backward; else all of them
+        monkeypatch.setattr(blocks, "cores", lambda: 1)
         monkeypatch.setattr(chunked, "few", lambda: 1)
         monkeypatch.setattr(chunked, "FORWARD", H * CHUNK * S)
     found = value_and_gradients(CASES[case], "chunked", CHUNK)

@@ -29,6 +29,7 @@ def test_whole_equals_prefill_in_chunks_equals_step_by_step(kind: str) -> None:
         start = model.apply(variables, B, method="start")
         at_once, _ = model.apply(variables, start, TOKENS, method="extend")
         first, cache = model.apply(variables, start, TOKENS[:, :3], method="extend")
+        _, cache = model.apply(variables, cache, TOKENS[:, :0], method="extend")
 
         def step(cache, tokens):
             logits, cache, _ = model.apply(variables, cache, tokens, method="step")

@@ -31,6 +31,7 @@ def test_teacher_forced_equals_prefill_in_chunks_equals_step_by_step(kind: str) 
         forced, alignment = model.apply(variables, SOURCE, SOURCE_LENGTHS, TARGET)
         cache = model.apply(variables, SOURCE, SOURCE_LENGTHS, method="start")
         first, cache, looked = model.apply(variables, cache, TARGET[:, :3], method="extend")
+        _, cache, _ = model.apply(variables, cache, TARGET[:, :0], method="extend")
 
         def step(cache, tokens):
             logits, cache, one = model.apply(variables, cache, tokens, method="step")

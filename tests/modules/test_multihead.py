@@ -99,9 +99,10 @@ def test_swiglu_by_its_formula() -> None:
 
 
 def test_what_does_not_fit_into_a_cache_is_left_out() -> None:
-    cache = Heads(*(jnp.arange(6.0).reshape(1, 1, 6, 1) for _ in range(2)))
-    new = Heads(*(jnp.array([40.0, 50.0, -1.0, -2.0]).reshape(1, 1, 4, 1) for _ in range(2)))
-    assert append(cache, new, jnp.array([4])).keys.ravel().tolist() == [0, 1, 2, 3, 40, 50]
+    cache = Heads(*(jnp.arange(12.0).reshape(2, 1, 6, 1) for _ in range(2)))
+    new = Heads(*(jnp.array([[40.0, 50.0, -1.0], [70.0, 80.0, 90.0]]).reshape(2, 1, 3, 1) for _ in range(2)))
+    rows = append(cache, new, jnp.array([[4, 5, 6], [1, 2, 3]])).keys.reshape(2, 6).tolist()
+    assert rows == [[0, 1, 2, 3, 40, 50], [6, 70, 80, 90, 10, 11]]
 
 
 def stack(**options) -> Stack:
