@@ -38,7 +38,7 @@ def at_once(call: Call) -> int:
 def blocks(call: Call, scores: int) -> tuple[jax.Array, tuple[int, int]]:
     """Numbers of the blocks, and the examples and heads of keys of each: on a CPU about so many scores, else all.
 
-    There small heads are as many as cores, where that divides them: a product that two cores share takes longer.
+    There small heads are at least as many as cores, where that divides them: what several cores share takes longer.
     """
     examples, heads, size, _ = call.keys.shape
     rows = call.queries.shape[2] * call.settings.rows

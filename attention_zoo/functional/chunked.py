@@ -43,7 +43,7 @@ Corner = tuple[Array, Array]
 
 
 def attention(call: Call, chunk: int | None = None) -> jax.Array:
-    """Context [B, G, R, T, V], `chunk` queries at a time."""
+    """Context [B, G, R, T, V], at most `chunk` queries at a time."""
     chunk = chunk or at_once(call)
     if call.queries.dtype == jnp.float16:  # its exponents are too few for gradients that are divided by sums
         wide = {name: getattr(call, name).astype(jnp.float32) for name in ("queries", "keys", "values")}

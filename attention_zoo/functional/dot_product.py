@@ -212,7 +212,9 @@ def _call(
     return Call(settings, queries, keys, values, laid, loose, lengths)
 
 
-def _needed(left: int | None, right: int | None, first: int | None, queries: Any, keys: Any) -> Any:
+def _needed(
+    left: int | None, right: int | None, first: int | None, queries: Any, keys: Any
+) -> tuple[int | None, int | None]:
     """The bounds, without those that are known to hide no key from any query: they would only cost."""
     if first is None or not isinstance(queries, int) or not isinstance(keys, int):
         return left, right
