@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.alignment import softmax
+from attention_zoo.functional.arrays import varying
 from attention_zoo.functional.attend import read
 from attention_zoo.functional.kernels import modern_gpu
 from attention_zoo.functional.products import project
@@ -105,7 +106,8 @@ def additive_attention(
     # Example by example where one fills the room: a batch_size of one would make XLA copy all arguments.
     group = min(room // chunk, examples) if room >= 2 * chunk else None
     plan = _Plan(-(-steps // chunk), group, dropout)
-    context = _attend(plan, _Inputs(queries, keys, values, mask, random), jnp.asarray(energy), moderate)
+    inputs = varying(_Inputs(queries, keys, values, mask, random), jnp.asarray(energy), moderate)
+    context = _attend(plan, *inputs)
     return context.reshape(*lead, steps, -1).astype(values.dtype)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from attention_zoo.notation import Array
 
@@ -106,7 +107,7 @@ def zeros_after(shape: tuple[int, ...], dtype: Any, source: Any) -> jax.Array:
     leaves = filter(differentiable, jax.tree.leaves(source)) if one_cpu() else ()
     numbers = [leaf[(0,) * leaf.ndim].real for leaf in leaves if isinstance(leaf.size, int) and leaf.size]
     if not numbers:
-        return jnp.full(shape, later(jnp.zeros((), dtype), source))
+        return jnp.full(shape, later(varying(jnp.zeros((), dtype), source)[0], source))
     return jnp.full(shape, apart(reduce(jnp.add, [_shifted_out(number).astype(dtype) for number in numbers])))
 
 
@@ -135,9 +136,45 @@ def one_cpu() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
+def like(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """What looks like the leaf but for its shape."""
+    if not _axes(leaf):
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+    known = _type(leaf)
+    anywhere = NamedSharding(known.sharding.mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=anywhere, manual_axis_type=known.manual_axis_type)
+
+
+def varying(*trees: Any) -> Any:
+    """The trees; inside `jax.shard_map` every array differs along all the mesh axes along which one, or a shape, does.
+
+    So what a loop carries is of one type from its zeros on, and the gradient by what all devices share is summed over
+    them where they begin to differ.
+    """
+    axes = frozenset[Any]().union(*map(_axes, jax.tree.leaves(trees)))
+    if not axes:
+        return trees
+
+    def cast(leaf: Any) -> Any:
+        new = tuple(sorted(axes - _axes(leaf), key=str))
+        return jax.lax.pcast(leaf, new, to="varying") if new else leaf
+
+    return jax.tree.map(cast, trees)
+
+
+def _axes(leaf: Any) -> frozenset[Any]:
+    """The axes of the mesh of a `jax.shard_map` around this, along which an array, or one of such a shape, differs."""
+    manual = _type(leaf).manual_axis_type
+    return frozenset() if manual is None else manual.varying
+
+
+def _type(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+
+
 def stacked(length: int, tree: Any) -> Any:
     """The shapes of a tree's leaves, stacked."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: like(leaf, (length, *leaf.shape)), tree)
 
 
 def written(arrays: Any, n: jax.Array, values: Any) -> Any:
@@ -183,4 +220,4 @@ def as_array(leaf: Any) -> jax.Array:
 
 def unstacked(leaf: Array) -> jax.ShapeDtypeStruct:
     """What one of its rows looks like."""
-    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return like(leaf, leaf.shape[1:])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
+from attention_zoo.functional.arrays import varying
 from attention_zoo.notation import Array
 
 Arrays = dict[str, Array]
@@ -79,7 +80,7 @@ def fold(function: Callable[..., Array], shared: tuple[str, ...]) -> Callable[..
         return ({name: gradients.get(name) for name in arrays},)
 
     folded.defvjp(forwards, backwards)
-    return lambda **arrays: folded(arrays)
+    return lambda **arrays: folded(*varying(arrays))
 
 
 def _mapped(run: Callable[[Arrays], Any], merged: Callable[..., Arrays]) -> Callable[[Arrays], Any]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from attention_zoo.functional.arrays import varying
 from attention_zoo.functional.stepping import (
     Decoded,
     Step,
@@ -145,7 +146,7 @@ def _first(
     prolong, moving = _widened(step, cache, constant, width)
     places = jnp.zeros((batch, width), jnp.int32)
     live = jnp.full((batch, width), -jnp.inf, jnp.float32)
-    return prolong, _Beam(
+    first = _Beam(
         written=jnp.int32(0),
         cache=moving,
         live=live.at[:, 0].set(0),
@@ -153,6 +154,7 @@ def _first(
         ended=_Ended(live, places, places, places),
         trace=_Trace(*stacked((start, start, alignment), (max_length, batch, width))),
     )
+    return prolong, varying(first, cache)[0]
 
 
 def _widened(step: Step, cache: PyTree, constant: list[bool], width: int) -> tuple[_Prolong, list[jax.Array]]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.arrays import blank, laid_out, stays_apart
+from attention_zoo.functional.arrays import blank, laid_out, stays_apart, varying
 from attention_zoo.functional.blocks import FORWARD, at_once, blocks, few, loops
 from attention_zoo.functional.tiles import (
     Call,
@@ -58,7 +58,9 @@ def attention(call: Call, chunk: int | None = None) -> jax.Array:
     run.defvjp(partial(_forward, settings), partial(_backward, settings))
     known = seen(call)
     known = known._replace(queries=[rule if rule.shape[3] == 1 else pad(rule) for rule in known.queries])
-    return run(pad(call.queries), call.keys, call.values, laid, call.loose, known)[:, :, :, :size]
+    # What is loose stays as it was when the bias function was traced.
+    *arrays, known = varying(pad(call.queries), call.keys, call.values, laid, known)
+    return run(*arrays, call.loose, known)[:, :, :, :size]
 
 
 def _pad(array: Array, missing: int) -> Array:
@@ -98,7 +100,7 @@ def _forward(settings: Settings, *arguments: Any) -> Any:
             context, _ = jax.lax.scan(partial(step, columns=columns), context, jnp.arange(first, end))
         return context, None
 
-    empty = jnp.zeros((*call.queries.shape[:-1], call.values.shape[-1]), call.values.dtype)
+    empty = jnp.zeros_like(call.values, shape=(*call.queries.shape[:-1], call.values.shape[-1]))
     context, _ = jax.lax.scan(block, empty, numbers)
     return context, (arguments, context)
 
@@ -123,7 +125,7 @@ def _backward(settings: Settings, kept: Any, gradient: Array) -> Any:
     def block(found: Any, number: Array) -> Any:
         here, corner = _cut(call, known, number, size)
         queries, keys, values, rest = found
-        turned = tuple(jnp.zeros(_turned(array).shape, _wide(array)) for array in (here.keys, here.values))
+        turned = tuple(jnp.zeros_like(_turned(array), _wide(array)) for array in (here.keys, here.values))
 
         def step(carry: Any, number: Array, columns: int) -> Any:
             tile, (queries, sums) = _tile(here, number, columns), carry
@@ -144,7 +146,7 @@ def _backward(settings: Settings, kept: Any, gradient: Array) -> Any:
     rest = (call.laid.bias, call.loose.arrays)
     found = (
         *blank((call.queries, call.keys, call.values), call.queries),
-        jax.tree.map(lambda array: jnp.zeros(array.shape, _wide(array)), rest),
+        jax.tree.map(lambda array: jnp.zeros_like(array, _wide(array)), rest),
     )
     (*gradients, sums), _ = jax.lax.scan(block, found, numbers)
     bias, arrays = jax.tree.map(lambda total, array: total.astype(array.dtype), sums, rest)

@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from attention_zoo.functional import chunked
 from attention_zoo.functional.alignment import softmax
+from attention_zoo.functional.arrays import like, varying
 from attention_zoo.functional.kernels import kernel, modern_gpu, refusal
 from attention_zoo.functional.masks import within
 from attention_zoo.functional.tiles import (
@@ -203,7 +204,7 @@ def _call(
             key_segments=_lay("segments", of_keys[..., None, None, :], full, split),
         )
     if callable(bias):
-        function, arrays, constants = _apart(bias, heads)
+        function, arrays, constants = _apart(bias, heads, (queries, keys, values, loose.offset))
         settings, loose = settings._replace(bias=function), loose._replace(arrays=arrays, constants=constants)
     else:
         laid = laid._replace(bias=_lay("bias", bias, full, split))
@@ -252,13 +253,14 @@ def _lay(name: str, array: Any, full: tuple[int, ...], split: tuple[int, int]) -
     return jnp.broadcast_to(array.reshape(shape), (*lead, *shape[-3:])).reshape(prod(lead), *heads, *shape[-2:])
 
 
-def _apart(bias: Bias, heads: int) -> tuple[Callable[..., Array], list[Array], list[Array]]:
+def _apart(bias: Bias, heads: int, beside: Any) -> tuple[Callable[..., Array], list[Array], list[Array]]:
     """A bias function as a pure one of the arrays it closes over: those with a gradient, and the others.
 
     A custom gradient gives none to what its function closes over, so the function is traced, for one pair of
     positions, and its arrays become arguments.
     """
-    one = jnp.zeros(1, jnp.int32)
+    one, _ = varying(jnp.zeros(1, jnp.int32), beside)
+    known = like(one, one.shape)
     traced = jax.make_jaxpr(bias)(one, one)
     if [output.shape not in ((1, 1, 1), (heads, 1, 1)) for output in traced.out_avals] != [False]:
         got = ", ".join(str(list(output.shape)) for output in traced.out_avals)
@@ -268,7 +270,7 @@ def _apart(bias: Bias, heads: int) -> tuple[Callable[..., Array], list[Array], l
     smooth = [jnp.issubdtype(jnp.result_type(array), jnp.inexact) for array in traced.consts]
 
     def function(arrays: list[Array], constants: list[Array], rows: Array, columns: Array) -> Array:
-        sources = (iter(constants), iter(arrays))
+        sources, (rows, columns, _) = (iter(constants), iter(arrays)), varying(rows, columns, known)
         closed = ClosedJaxpr(traced.jaxpr, [next(sources[is_smooth]) for is_smooth in smooth])
         at = lambda row, column: jaxpr_as_fun(closed)(row[None], column[None])[0][:, 0, 0]  # noqa: E731
         return jax.vmap(jax.vmap(at, (None, 0), -1), (0, None), -2)(rows, columns)

@@ -30,6 +30,7 @@ from attention_zoo.functional.arrays import (
     stays_apart,
     thinned,
     unstacked,
+    varying,
     weak,
     zeros_after,
 )
@@ -44,15 +45,14 @@ def scan(step: Step, constants: Any, carry: Any, xs: Any, *, reverse: bool = Fal
 
     Gradients of constants used through `product` are formed after the loop; other uses are differentiated as
     always. Its gradient computes each step once more, but for the products, and with zeros in place of what no result
-    of that depends on. Reverse mode only (`jax.grad`, `jax.vjp`), as with any `jax.custom_vjp`; in `jax.shard_map` with
-    `check_vma=False`.
+    of that depends on. Reverse mode only (`jax.grad`, `jax.vjp`), as with any `jax.custom_vjp`.
 
     Args:
         step: a pure function that closes over no traced array.
         constants: what every step reads: a pytree of weights and of the sequence's own arrays.
         carry, xs, reverse: as in `jax.lax.scan`.
     """
-    constants, carry, xs = jax.tree.map(as_array, (constants, carry, xs))
+    constants, carry, xs = varying(*jax.tree.map(as_array, (constants, carry, xs)))
     if any(map(weak, jax.tree.leaves(carry))):  # numbers of Python take the dtype that a step gives them
         after, _ = jax.eval_shape(_one(step), constants, carry, jax.tree.map(unstacked, xs))
         carry = jax.tree.map(lambda leaf, new: leaf.astype(new.dtype) if weak(leaf) else leaf, carry, after)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.arrays import one_cpu, unstacked, zeros_after
+from attention_zoo.functional.arrays import one_cpu, unstacked, varying, zeros_after
 from attention_zoo.functional.rows import LEAST, for_the_fullest
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
@@ -107,7 +107,7 @@ def projected_cross_entropy(
     rows = _default_rows(kernel.shape[1]) if rows is None else rows
     if rows < 1:
         raise ValueError(f"projected_cross_entropy: rows is at least 1; got {rows}")
-    loss, right = _projected(label_smoothing, rows, features, kernel, bias, targets, mask)
+    loss, right = _projected(label_smoothing, rows, *varying(features, kernel, bias, targets, mask))
     return loss, jax.lax.stop_gradient(right)
 
 

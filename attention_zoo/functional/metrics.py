@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from attention_zoo.functional.arrays import varying
 from attention_zoo.functional.masks import within
 from attention_zoo.notation import Array, Bool, Float, Int, checked
 
@@ -58,7 +59,9 @@ def edit_distance(
         best = lax.cummin(best - columns, axis=best.ndim - 1) + columns
         return jnp.where(inside[..., None], best, above), None
 
-    last, _ = lax.scan(row, columns, (jnp.moveaxis(a, -1, 0), jnp.moveaxis(within(a_length, a.shape[-1]), -1, 0)))
+    rows = jnp.moveaxis(a, -1, 0), jnp.moveaxis(within(a_length, a.shape[-1]), -1, 0)
+    columns, rows, b = varying(columns, rows, b)
+    last, _ = lax.scan(row, columns, rows)
     return jnp.take_along_axis(last, jnp.asarray(b_length)[..., None], axis=-1)[..., 0]
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from attention_zoo.functional.arrays import varying
 from attention_zoo.notation import Array, Bool, Float, Int, Shaped, checked
 
 _Score: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
@@ -29,8 +30,7 @@ def first(mask: Bool[Array, "*b S"], dtype: DTypeLike = jnp.float32) -> Float[Ar
     >>> first(jnp.array([False, True, True]))
     Array([0., 1., 0.], dtype=float32)
     """
-    mask = jnp.asarray(mask)
-    return (mask & (jnp.cumsum(mask, axis=-1) == 1)).astype(dtype)
+    return (jnp.asarray(mask) & (jnp.cumsum(mask, axis=-1) == 1)).astype(dtype)
 
 
 @checked
@@ -92,7 +92,7 @@ def monotonic(
         return weights, weights
 
     rows = (jnp.moveaxis(stop, -2, 0), jnp.moveaxis(go_on, -2, 0))
-    last, weights = lax.scan(step, previous.astype(filled.dtype), rows)
+    last, weights = lax.scan(step, *varying(previous.astype(filled.dtype), rows))
     return jnp.moveaxis(weights, 0, -2).astype(scores.dtype), last.astype(previous.dtype)
 
 
@@ -105,7 +105,7 @@ def _recursive(go_on: jax.Array, before: jax.Array) -> jax.Array:
         return go_on * reached, reached
 
     along = (jnp.moveaxis(go_on, -1, 0), jnp.moveaxis(before, -1, 0))
-    return jnp.moveaxis(lax.scan(walk, jnp.zeros(before.shape[:-1], before.dtype), along)[1], 0, -1)
+    return jnp.moveaxis(lax.scan(walk, jnp.zeros_like(before, shape=before.shape[:-1]), along)[1], 0, -1)
 
 
 @jax.custom_jvp
@@ -179,7 +179,7 @@ def hard(
         return position, position
 
     stops = (scores > 0) & _allowed(scores, mask)
-    last, positions = lax.scan(step, leftmost(previous > 0), jnp.moveaxis(stops, -2, 0))
+    last, positions = lax.scan(step, *varying(leftmost(previous > 0), jnp.moveaxis(stops, -2, 0)))
     weights = jax.nn.one_hot(jnp.moveaxis(positions, 0, -1), size, dtype=scores.dtype)
     return weights, jax.nn.one_hot(last, size, dtype=previous.dtype)
 
@@ -221,7 +221,7 @@ def online(
         the position that each step stops at, int32 [T], `length` where it stops at none; and contexts [T, V], the
         values there, zeros where there is none.
     """
-    queries, keys, values = jnp.asarray(queries), jnp.asarray(keys), jnp.asarray(values)
+    queries, keys, values = varying(*map(jnp.asarray, (queries, keys, values)))
     steps, length = queries.shape[0], jnp.asarray(length, jnp.int32)
 
     def turn(state: tuple[jax.Array, _Place, jax.Array]) -> tuple[jax.Array, _Place, jax.Array]:
@@ -238,9 +238,10 @@ def online(
         value = _row(values, position, exists & (position != before), value)
         return (position, value), jnp.where(exists, value, 0)
 
-    state = (jnp.int32(0), _enter(keys, length, start), jnp.full(steps, length, jnp.int32))
+    state = varying(jnp.int32(0), _enter(keys, length, start), jnp.full(steps, length, jnp.int32))
     positions = lax.while_loop(unfinished, turn, state)[2]
-    return positions, lax.scan(read, (jnp.int32(-1), jnp.zeros(values.shape[1:], values.dtype)), positions)[1]
+    held, positions = varying((jnp.int32(-1), jnp.zeros_like(values, shape=values.shape[1:])), positions)
+    return positions, lax.scan(read, held, positions)[1]
 
 
 @checked
@@ -265,6 +266,7 @@ def online_step(
         the next `position`, int32: where it stops, or `length`; and whether there is anything to attend to.
     """
     query, keys, length = jnp.asarray(query), jnp.asarray(keys), jnp.asarray(length, jnp.int32)
+    query, keys = varying(query, keys)
 
     def unfinished(state: tuple[jax.Array, _Place]) -> jax.Array:
         return ~state[0] & (state[1].position < length)
@@ -272,7 +274,7 @@ def online_step(
     stopped, place = lax.while_loop(
         unfinished,
         lambda state: _look(score, query, keys, length, state[1]),
-        (jnp.bool_(False), _enter(keys, length, position)),
+        varying(jnp.bool_(False), _enter(keys, length, position)),
     )
     return place.position, stopped
 
@@ -288,7 +290,7 @@ def _look(
 
 def _enter(keys: jax.Array, length: jax.Array, position: int | Array) -> _Place:
     position = jnp.asarray(position, jnp.int32)
-    return _Place(position, _row(keys, position, position < length, jnp.zeros(keys.shape[1:], keys.dtype)))
+    return _Place(position, _row(keys, position, position < length, jnp.zeros_like(keys, shape=keys.shape[1:])))
 
 
 def _row(memory: jax.Array, position: jax.Array, needed: jax.Array, otherwise: jax.Array) -> jax.Array:

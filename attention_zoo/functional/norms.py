@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from attention_zoo.functional.arrays import varying
 from attention_zoo.notation import Array, Float, checked
 
 Kept = tuple[jax.Array, ...]
@@ -42,7 +43,8 @@ def layer_norm(
     given = jnp.result_type(inputs, scale, bias) if dtype is None else jnp.dtype(dtype)
     rows = jnp.asarray(inputs).reshape(-1, inputs.shape[-1])
     wide = jnp.promote_types(jnp.result_type(inputs, scale, bias), jnp.float32)
-    return _normalised(epsilon, given, rows, scale.astype(wide), bias.astype(wide)).reshape(inputs.shape)
+    rows, scale, bias = varying(rows, scale.astype(wide), bias.astype(wide))
+    return _normalised(epsilon, given, rows, scale, bias).reshape(inputs.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

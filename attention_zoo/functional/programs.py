@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import jaxpr_as_fun
 
+from attention_zoo.functional.arrays import like
+
 
 class Program(NamedTuple):
     """A traced function, and trees like its arguments or its results.
@@ -52,7 +54,7 @@ def trace(function: Callable[..., Any], *arguments: Any) -> Program:
     read |= frozenset().union(*needed_by)
     return Program(
         run,
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments),
+        jax.tree.map(lambda leaf: like(leaf, leaf.shape), arguments),
         results,
         told(given),
         gives([names.get(variable, variable) for variable in got]),

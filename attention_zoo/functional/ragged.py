@@ -18,10 +18,12 @@ from attention_zoo.functional.arrays import (
     blank,
     combine,
     differentiable,
+    like,
     one_cpu,
     partition,
     stacked,
     thinned,
+    varying,
     written,
     zeros_after,
 )
@@ -68,7 +70,7 @@ def of_real_rows(function: Function, constants: Any, rows: Any, real: Bool[Array
     """
     if not real.size:
         return function(constants, rows)
-    constants, rows = jax.tree.map(as_array, (constants, rows))
+    constants, rows, real = varying(*jax.tree.map(as_array, (constants, rows, real)))
     leaves, structure = jax.tree.flatten(constants)
     of_leaves = lambda leaves, rows: function(jax.tree.unflatten(structure, leaves), rows)  # noqa: E731
     run = jax.custom_vjp(partial(_plain, of_leaves))
@@ -197,9 +199,7 @@ def _collected(
     places = {name: n for n, name in enumerate(names) if varies[n] and name not in read}  # each array once
     lead = {name: likes[place] for name, place in places.items() if likes[place].shape[:1] == (parts.size,)}
     room = len(jax.tree.leaves(rows)[0])
-    wanted = (
-        [jax.ShapeDtypeStruct((room, *like.shape[1:]), like.dtype) for like in lead.values()] if kept is None else []
-    )
+    wanted = [like(leaf, (room, *leaf.shape[1:])) for leaf in lead.values()] if kept is None else []
     held = _places(lead, kept or wanted)
     others = [place for name, place in places.items() if name not in held]
 
@@ -229,8 +229,8 @@ def _collected(
 def _places(likes: dict[int, Any], arrays: Sequence[Any]) -> dict[int, int]:
     """By name, which array has rows of its shape and dtype; another for each, and none for what no array is left."""
     places: dict[int, int] = {}
-    for name, like in likes.items():
-        alike = (n for n, array in enumerate(arrays) if (array.shape[1:], array.dtype) == (like.shape[1:], like.dtype))
+    for name, row in likes.items():
+        alike = (n for n, array in enumerate(arrays) if (array.shape[1:], array.dtype) == (row.shape[1:], row.dtype))
         if (place := next((n for n in alike if n not in places.values()), None)) is not None:
             places[name] = place
     return places

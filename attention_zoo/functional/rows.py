@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from attention_zoo.functional.arrays import apart, laid_out, one_cpu
+from attention_zoo.functional.arrays import apart, laid_out, one_cpu, varying
 from attention_zoo.notation import Array, Bool, Float, checked
 
 LEAST = 2**25  # multiplications, for which gathering rows is worth its time
@@ -44,7 +44,7 @@ def real_rows_matmul(rows: Float[Array, "n I"], kernel: Float[Array, "I O"], rea
         kernel: W, [I, O].
         real: True = this row's result is read, [n].
     """
-    return _packed(rows, kernel, real) if large(rows.shape[0], kernel.size) else rows @ kernel
+    return _packed(*varying(rows, kernel, real)) if large(rows.shape[0], kernel.size) else rows @ kernel
 
 
 def matmul(rows: Array, kernel: Array, real: Array) -> jax.Array:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.arrays import apart
+from attention_zoo.functional.arrays import apart, varying
 from attention_zoo.functional.masks import same_rank
 from attention_zoo.functional.products import join_queries, product, project, recalling
 from attention_zoo.notation import Array, Float, checked
@@ -66,7 +66,7 @@ def additive(
     """
     queries, keys = same_rank(queries, keys)
     if recalling() and jax.default_backend() == "cpu" and _simple(queries, keys, energy):
-        return _additive_once_more(queries, keys, energy)
+        return _additive_once_more(*varying(queries, keys, energy))
     # The [..., T, S, D] tensor is cheaper to compute again in the backward pass than to keep, above all in a scan.
     return jax.checkpoint(_additive, prevent_cse=False)(queries, keys, energy)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from attention_zoo.functional.arrays import varying
 from attention_zoo.functional.beam import Penalty, average, beam, gnmt, none, power
 from attention_zoo.functional.stepping import (
     Decoded,
@@ -156,6 +157,7 @@ def _write(step: Step, cache: PyTree, start: Array, choose: _Choose, end: int, m
     nothing = jnp.zeros(batch, jnp.int32)
     trace = (jnp.full((max_length, batch), pad, jnp.int32), stacked(alignment, (max_length, batch)))
     first = _Written(jnp.int32(0), cache, tokens, jnp.zeros(batch, bool), nothing, nothing.astype(jnp.float32), trace)
+    (first,) = varying(first)
     final = lax.while_loop(lambda state: (state.written < max_length) & ~jnp.all(state.ended), advance, first)
     tokens, alignment = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), final.trace)
     return Decoded(tokens, final.lengths, final.scores, alignment)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from attention_zoo.functional.alignment import softmax
+from attention_zoo.functional.arrays import varying
 from attention_zoo.notation import Array, Bool, Float, checked
 
 
@@ -143,7 +144,7 @@ def _above_threshold(shifted: jax.Array, power: int) -> jax.Array:
         return higher, jnp.any(higher > tau)
 
     start = jnp.full_like(shifted, -1, shape=(*shifted.shape[:-1], 1))
-    tau, _ = jax.lax.while_loop(lambda state: state[1], climb, (start, jnp.array(True)))
+    tau, _ = jax.lax.while_loop(lambda state: state[1], climb, varying(start, jnp.array(True)))
     # A large sum's rounding may have put the last climb beyond the root, by much where many scores are equal.
     return jnp.maximum(shifted - newton(tau), 0)
 

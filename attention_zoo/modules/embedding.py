@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from attention_zoo.functional.arrays import laid_out, zeros_after
+from attention_zoo.functional.arrays import laid_out, varying, zeros_after
 from attention_zoo.functional.products import project
 from attention_zoo.notation import Array, Float, Int, checked
 
@@ -48,7 +48,7 @@ class Embedding(nn.Module):
     def __call__(self, tokens: Int[Array, "*b"]) -> Float[jax.Array, "*b D"]:
         """Tokens [...] to vectors [..., D]."""
         # Read before it is rounded, so that the gradients of a frequent token are summed in float32.
-        return jnp.asarray(_look_up(jnp.asarray(self.embedding), tokens), self.dtype)
+        return jnp.asarray(_look_up(*varying(jnp.asarray(self.embedding), tokens)), self.dtype)
 
     @checked
     def attend(self, vectors: Float[Array, "*b D"]) -> Float[jax.Array, "*b N"]:

@@ -2,10 +2,13 @@
 
 import itertools
 import json
+import operator
 import sys
 import tempfile
+from functools import partial
 
 import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from attention_zoo.data import reverse
 from attention_zoo.models import Seq2Seq
@@ -49,6 +52,36 @@ def reversing():
     return translation("reversing", model, data, optimizer=optimizer("adam", 0.02), steps=STEPS)
 
 
+def gradients(size=16):
+    """The largest number among the gradients of all logits' squares by the parameters, on one device; and how far those
+    are from it where each of eight has its own rows of the batch: in `shard_map`, and under a mesh with explicit axes.
+    """
+    model = Seq2Seq(13, 13, 5, 7, decoder_units=12)
+    key, rows = jax.random.key(0), PartitionSpec("data")
+    source, target = jax.random.randint(key, (2, size, 5), 4, 13)
+    batch = source, jax.numpy.arange(size) % 6, target
+    params = jax.jit(model.init)(key, *batch)
+
+    def total(params, batch, over=lambda total: total):
+        return over((model.apply(params, *batch)[0] ** 2).sum())
+
+    def sharded(params, batch):
+        return jax.grad(total)(params, batch, over=partial(jax.lax.psum, axis_name="data"))
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        placed = (
+            jax.device_put(params, NamedSharding(mesh, PartitionSpec())),
+            jax.device_put(batch, NamedSharding(mesh, rows)),
+        )
+        mapped = jax.shard_map(sharded, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=PartitionSpec())
+        explicit = jax.grad(jax.sharding.auto_axes(total, out_sharding=PartitionSpec()))
+        found = [jax.device_get(jax.jit(way)(*placed)) for way in (mapped, explicit)]
+    alone = jax.device_get(jax.jit(jax.grad(total))(params, batch))
+    largest = lambda tree: max(float(abs(leaf).max()) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    return largest(alone), [largest(jax.tree.map(operator.sub, one, alone)) for one in found]
+
+
 def main():
     one, eight = make_mesh(devices=jax.devices()[:1]), make_mesh()
     batches, real = [rows(number, 5) for number in range(STEPS)], reversing()
@@ -62,6 +95,7 @@ def main():
         "real_eight": losses(real, eight, real_batches),
         "summary": fit(run, tempfile.mkdtemp(dir=sys.argv[1])),
     }
+    found["gradient"], found["away"] = gradients()
     found["divided"], found["specs"] = losses_with_divided_parameters(run)
     try:
         fit(experiment(batch_size=12), sys.argv[1])

@@ -48,6 +48,10 @@ def test_divided_parameters_give_the_same_losses(found):
     np.testing.assert_allclose(found["divided"], found["one"], atol=1e-5, rtol=0)
 
 
+def test_gradients_in_shard_map_and_under_explicit_axes_are_those_of_one_device(found):
+    assert len(found["away"]) == 2 and max(found["away"]) < 1e-5 * found["gradient"]
+
+
 def test_fit_trains_over_all_devices(found):
     assert found["summary"]["device"].startswith("8 x cpu")
     assert found["summary"]["steps"] == 4
