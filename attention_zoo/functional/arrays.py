@@ -19,7 +19,7 @@ def blank(tree: Any, source: Any) -> Any:
     the source is, nor one for several, which XLA would copy for each.
     """
     numbers = next((leaf for leaf in jax.tree.leaves(source) if differentiable(leaf) and 0 not in leaf.shape), None)
-    number = 0 if numbers is None else later(numbers, source)[(0,) * numbers.ndim].real
+    number = varying(0, source)[0] if numbers is None else later(numbers, source)[(0,) * numbers.ndim].real
     leaves, structure = jax.tree.flatten(tree)
     full = [jnp.full(leaf.shape, number + place, leaf.dtype) for place, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, full)
@@ -54,12 +54,12 @@ def collect(
     """
     wanted, structure = jax.tree.flatten(given)
     guests: dict[int, int] = {}
-    for number, (like, places) in enumerate(zip(wanted, over, strict=True)):
-        free = (place for place in places if place not in guests and _alike(read[place], like))
+    for number, (result, places) in enumerate(zip(wanted, over, strict=True)):
+        free = (place for place in places if place not in guests and _alike(read[place], result))
         if (place := next(free, None)) is not None:
             guests[place] = number
     hosts = {number: place for place, number in guests.items()}
-    new = iter(blank([like for number, like in enumerate(wanted) if number not in hosts], (read, carry)))
+    new = iter(blank([result for number, result in enumerate(wanted) if number not in hosts], (read, carry)))
     arrays = [read[hosts[number]] if number in hosts else next(new) for number in range(len(wanted))]
     others = [leaf for place, leaf in enumerate(read) if place not in guests]
 
@@ -107,7 +107,7 @@ def zeros_after(shape: tuple[int, ...], dtype: Any, source: Any) -> jax.Array:
     leaves = filter(differentiable, jax.tree.leaves(source)) if one_cpu() else ()
     numbers = [leaf[(0,) * leaf.ndim].real for leaf in leaves if isinstance(leaf.size, int) and leaf.size]
     if not numbers:
-        return jnp.full(shape, later(varying(jnp.zeros((), dtype), source)[0], source))
+        return jnp.full(shape, later(varying(jnp.zeros((), dtype), partition(source)[0])[0], source))
     return jnp.full(shape, apart(reduce(jnp.add, [_shifted_out(number).astype(dtype) for number in numbers])))
 
 
@@ -146,10 +146,10 @@ def like(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
 
 
 def varying(*trees: Any) -> Any:
-    """The trees; inside `jax.shard_map` every array differs along all the mesh axes along which one, or a shape, does.
+    """The trees; inside `jax.shard_map` every array differs along each mesh axis along which any of them does.
 
-    So what a loop carries is of one type from its zeros on, and the gradient by what all devices share is summed over
-    them where they begin to differ.
+    Shapes count, and stay as they are. So what a loop carries is of one type from its zeros on, and the gradient by what
+    all devices share is summed over them where they begin to differ.
     """
     axes = frozenset[Any]().union(*map(_axes, jax.tree.leaves(trees)))
     if not axes:
@@ -157,7 +157,7 @@ def varying(*trees: Any) -> Any:
 
     def cast(leaf: Any) -> Any:
         new = tuple(sorted(axes - _axes(leaf), key=str))
-        return jax.lax.pcast(leaf, new, to="varying") if new else leaf
+        return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.lax.pcast(leaf, new, to="varying")
 
     return jax.tree.map(cast, trees)
 

@@ -142,6 +142,7 @@ def _first(
     """The step of all hypotheses, and the state before the first: one live hypothesis an example, of probability 1."""
     batch = start.shape[0]
     check(cache, batch, max_length)
+    cache, start = varying(cache, start)
     alignment, constant = preview(step, cache, start, end)
     prolong, moving = _widened(step, cache, constant, width)
     places = jnp.zeros((batch, width), jnp.int32)

@@ -100,7 +100,8 @@ def _forward(settings: Settings, *arguments: Any) -> Any:
             context, _ = jax.lax.scan(partial(step, columns=columns), context, jnp.arange(first, end))
         return context, None
 
-    empty = jnp.zeros_like(call.values, shape=(*call.queries.shape[:-1], call.values.shape[-1]))
+    shape = (*call.queries.shape[:-1], call.values.shape[-1])
+    empty = jnp.zeros_like(call.values, call.values.dtype, shape=shape)
     context, _ = jax.lax.scan(block, empty, numbers)
     return context, (arguments, context)
 

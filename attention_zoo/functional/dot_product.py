@@ -204,7 +204,7 @@ def _call(
             key_segments=_lay("segments", of_keys[..., None, None, :], full, split),
         )
     if callable(bias):
-        function, arrays, constants = _apart(bias, heads, (queries, keys, values, loose.offset))
+        function, arrays, constants = _apart(bias, heads, (queries, keys, values, laid, loose.offset))
         settings, loose = settings._replace(bias=function), loose._replace(arrays=arrays, constants=constants)
     else:
         laid = laid._replace(bias=_lay("bias", bias, full, split))
@@ -270,7 +270,8 @@ def _apart(bias: Bias, heads: int, beside: Any) -> tuple[Callable[..., Array], l
     smooth = [jnp.issubdtype(jnp.result_type(array), jnp.inexact) for array in traced.consts]
 
     def function(arrays: list[Array], constants: list[Array], rows: Array, columns: Array) -> Array:
-        sources, (rows, columns, _) = (iter(constants), iter(arrays)), varying(rows, columns, known)
+        sources = (iter(constants), iter(arrays))
+        rows, columns, _ = varying(rows, columns, known)  # as where it was traced
         closed = ClosedJaxpr(traced.jaxpr, [next(sources[is_smooth]) for is_smooth in smooth])
         at = lambda row, column: jaxpr_as_fun(closed)(row[None], column[None])[0][:, 0, 0]  # noqa: E731
         return jax.vmap(jax.vmap(at, (None, 0), -1), (0, None), -2)(rows, columns)

@@ -9,7 +9,7 @@ Masked positions do not exist: the walk passes them without a choice.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,7 @@ def _recursive(go_on: jax.Array, before: jax.Array) -> jax.Array:
         return go_on * reached, reached
 
     along = (jnp.moveaxis(go_on, -1, 0), jnp.moveaxis(before, -1, 0))
-    return jnp.moveaxis(lax.scan(walk, jnp.zeros_like(before, shape=before.shape[:-1]), along)[1], 0, -1)
+    return jnp.moveaxis(lax.scan(walk, jnp.zeros_like(before, before.dtype, shape=before.shape[:-1]), along)[1], 0, -1)
 
 
 @jax.custom_jvp
@@ -240,7 +240,8 @@ def online(
 
     state = varying(jnp.int32(0), _enter(keys, length, start), jnp.full(steps, length, jnp.int32))
     positions = lax.while_loop(unfinished, turn, state)[2]
-    held, positions = varying((jnp.int32(-1), jnp.zeros_like(values, shape=values.shape[1:])), positions)
+    nothing = jnp.zeros_like(values, values.dtype, shape=values.shape[1:])
+    held, positions = varying((jnp.int32(-1), nothing), positions)
     return positions, lax.scan(read, held, positions)[1]
 
 
@@ -265,8 +266,8 @@ def online_step(
     Returns:
         the next `position`, int32: where it stops, or `length`; and whether there is anything to attend to.
     """
-    query, keys, length = jnp.asarray(query), jnp.asarray(keys), jnp.asarray(length, jnp.int32)
-    query, keys = varying(query, keys)
+    query, keys = varying(jnp.asarray(query), jnp.asarray(keys))
+    length = jnp.asarray(length, jnp.int32)
 
     def unfinished(state: tuple[jax.Array, _Place]) -> jax.Array:
         return ~state[0] & (state[1].position < length)
@@ -279,9 +280,7 @@ def online_step(
     return place.position, stopped
 
 
-def _look(
-    score: _Score, query: jax.Array, keys: jax.Array, length: jax.Array, place: _Place
-) -> tuple[jax.Array, _Place]:
+def _look(score: _Score, query: Any, keys: Any, length: jax.Array, place: _Place) -> tuple[jax.Array, _Place]:
     """One choice: whether the query stops here; if not, the next place."""
     stopped = score(query[None], place.key[None])[0, 0] > 0
     position = place.position + ~stopped
@@ -289,8 +288,8 @@ def _look(
 
 
 def _enter(keys: jax.Array, length: jax.Array, position: int | Array) -> _Place:
-    position = jnp.asarray(position, jnp.int32)
-    return _Place(position, _row(keys, position, position < length, jnp.zeros_like(keys, shape=keys.shape[1:])))
+    keys, place, _ = varying(keys, jnp.asarray(position, jnp.int32), length)
+    return _Place(place, _row(keys, place, place < length, jnp.zeros_like(keys, keys.dtype, shape=keys.shape[1:])))
 
 
 def _row(memory: jax.Array, position: jax.Array, needed: jax.Array, otherwise: jax.Array) -> jax.Array:

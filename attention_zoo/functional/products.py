@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from attention_zoo.functional.arrays import apart, differentiable, laid_out
+from attention_zoo.functional.arrays import apart, differentiable, laid_out, varying
 from attention_zoo.functional.rows import large, matmul, real_rows_matmul, transposed_matmul, widens
 from attention_zoo.notation import Array
 
@@ -106,7 +106,7 @@ def product(
     else:
         known = tape.recalled[len(tape.outputs)]
         back = back or partial(_transposed, operation, jax.typeof(inputs))
-        outputs = _recalled(back, then, inputs, tape.constants[leaf], others, plus, known)
+        outputs = _recalled(back, then, *varying(inputs, tape.constants[leaf], others, plus, known))
     tape.uses.append(Use(operation, join, leaf))
     tape.inputs.append((inputs, *others))
     tape.outputs.append(outputs)

@@ -99,6 +99,7 @@ def sample(
     def draw(log_probs: jax.Array, written: jax.Array) -> jax.Array:
         return _draw(jax.random.fold_in(key, written), log_probs / temperature, top_k, top_p)
 
+    start, _ = varying(jnp.asarray(start), key)
     return _write(step, cache, start, draw, end, max_length, pad)
 
 
@@ -132,7 +133,7 @@ class _Written(NamedTuple):
 
 def _write(step: Step, cache: PyTree, start: Array, choose: _Choose, end: int, max_length: int, pad: int) -> Decoded:
     """Greedy decoding and sampling: `choose(log_probs [B, N], steps taken) -> ids [B]`, one hypothesis an example."""
-    tokens = jnp.asarray(start, jnp.int32)
+    cache, tokens = varying(cache, jnp.asarray(start, jnp.int32))
     batch = tokens.shape[0]
     check(cache, batch, max_length)
     alignment, _ = preview(step, cache, tokens, end)

@@ -59,7 +59,7 @@ def preview(step: Step, cache: PyTree, tokens: jax.Array, end: int) -> tuple[PyT
 
 def stacked(shapes: _Tree, leading: tuple[int, ...]) -> _Tree:
     """Zeros to record leaves [B * ..., ...] in: their first axis is replaced by `leading`."""
-    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=leading + leaf.shape[1:]), shapes)
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, leaf.dtype, shape=leading + leaf.shape[1:]), shapes)
 
 
 def record(buffers: _Tree, values: _Tree, written: jax.Array) -> _Tree:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from attention_zoo.functional.arrays import varying
 from attention_zoo.functional.norms import relu
 from attention_zoo.functional.ragged import of_real_rows, pays
 from attention_zoo.modules.dense import Dense
@@ -221,6 +222,8 @@ class Stack(nn.Module):
             cache: of `start`, or from the last call; None where the inputs are the whole sequence.
             memory: from `remember`. The other arguments are those of a block.
         """
+        if self.scan:  # which carries what must not begin to vary on the way
+            inputs, cache, memory, real = varying(inputs, cache, memory, real)
         shared = (sight, cross_sight, asked, real)
         if self.scan:
             outputs, (cache, seen) = self.together(inputs, cache, memory, shared, deterministic)
