@@ -148,8 +148,8 @@ def like(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
 def varying(*trees: Any) -> Any:
     """The trees; inside `jax.shard_map` every array differs along each mesh axis along which any of them does.
 
-    Shapes count, and stay as they are. So what a loop carries is of one type from its zeros on, and the gradient by what
-    all devices share is summed over them where they begin to differ.
+    Shapes count, and stay as they are. So what a loop carries is of one type from its zeros on, and the gradient by
+    what all devices share is summed over them where they begin to differ.
     """
     axes = frozenset[Any]().union(*map(_axes, jax.tree.leaves(trees)))
     if not axes:
